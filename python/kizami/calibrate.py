@@ -1,0 +1,59 @@
+"""Calibration: what the inputs of every linear layer look like on a text. Gives an imatrix.
+
+Runs the model with float activations and sums the squares of each layer's inputs, column by column
+(per expert, per head). ``attn_k_b`` and ``attn_v_b`` are recorded as the absorbed form multiplies
+them. Knows nothing of types or budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kizami.engine import Model
+from kizami.errors import UsageError
+from kizami.evaluate import windows
+from kizami.imatrix import Imatrix
+from kizami.layers import Observer
+
+# Windows run together; see evaluate.py.
+TOGETHER = 4
+
+
+def calibrate(
+    model: Model,
+    text: str,
+    *,
+    n_ctx: int = 512,
+    max_tokens: int | None = None,
+    dataset: str = "",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Imatrix:
+    """The imatrix of ``model`` on ``text``.
+
+    Args:
+        model: best the unquantized source, loaded with ``activations="f32"``.
+        text: text like that of later use; special tokens in it are parsed.
+        n_ctx: tokens per window; each starts with the begin-of-sentence token where the tokenizer adds one.
+        max_tokens: use at most this many tokens, in windows spread evenly over the text.
+        dataset: name of the text, for the file.
+        progress: called with (stage, windows done, windows in total).
+
+    Raises:
+        UsageError: the text does not fill one window.
+    """
+    ids = windows(model, text, n_ctx)
+    if max_tokens is not None:
+        keep = max(1, max_tokens // n_ctx)
+        if keep < len(ids):
+            ids = ids[np.unique(np.linspace(0, len(ids) - 1, keep).round().astype(int))]
+    if model.activations != "f32":
+        raise UsageError(f"activations: found {model.activations!r}, expected 'f32' for calibration")
+    observer = Observer()
+    for start in range(0, len(ids), TOGETHER):
+        model.logits_many(list(ids[start : start + TOGETHER]), observer=observer)
+        if progress:
+            progress("calibrate", min(start + TOGETHER, len(ids)), len(ids))
+    entries = {name: (sums, counts) for name, sums, counts in observer.entries()}
+    return Imatrix(entries=entries, chunks=len(ids), chunk_size=n_ctx, datasets=[dataset] if dataset else [])

@@ -1,0 +1,93 @@
+"""The whole path on the embedded model: calibrate, plan, quantize twice, evaluate, generate.
+
+What ``kizami demo`` runs: a uniform file, and a dynamic one that is not larger, both held against
+the FP8 source they were made from.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kizami.calibrate import calibrate
+from kizami.engine import from_source, load
+from kizami.evaluate import score, windows
+from kizami.plan import make_plan, uniform_plan
+from kizami.quantize import read_text, write
+
+EMBEDDED = Path(__file__).parent / "data" / "tiny-deepseek"
+UNIFORM = "IQ2_XXS"
+# Half of the calibration text: enough for eight experts, and the demo stays under two minutes.
+CALIBRATION_TOKENS = 65_536
+N_CTX = 512
+PROMPT = "What is 7 + 15?"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """The table, the text each model continues the prompt with, and the reference's perplexity."""
+
+    rows: list[dict[str, Any]]
+    continuations: list[tuple[str, str]]
+    prompt: str
+    ppl_ref: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary, for JSON."""
+        return asdict(self)
+
+
+def run(
+    *, progress: Callable[[str, int, int], None] | None = None, workdir: str | Path | None = None
+) -> DemoResult:
+    """Runs the demonstration.
+
+    Args:
+        progress: called with (stage, done, total).
+        workdir: where to leave the two files; a temporary directory that is removed if not given.
+    """
+    if workdir is None:
+        with tempfile.TemporaryDirectory(prefix="kizami-demo-") as folder:
+            return _run(Path(folder), progress)
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    return _run(Path(workdir), progress)
+
+
+def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> DemoResult:
+    reference = load(EMBEDDED, activations="f32")
+    source = reference.source
+    text = read_text(EMBEDDED / "calibration.txt")
+    imatrix = calibrate(
+        reference, text, n_ctx=N_CTX, max_tokens=CALIBRATION_TOKENS, dataset="calibration.txt", progress=progress
+    )
+    uniform = uniform_plan(source, UNIFORM)
+    uniform_path = folder / f"tiny-deepseek-{UNIFORM}.gguf"
+    write(source, uniform, uniform_path, imatrix, progress)
+    dynamic = make_plan(source, size=uniform_path.stat().st_size, imatrix=imatrix, progress=progress)
+    dynamic_path = folder / "tiny-deepseek-dynamic.gguf"
+    write(source, dynamic, dynamic_path, imatrix, progress)
+
+    plans = {dynamic_path: dynamic, uniform_path: uniform}
+    models = [load(path) for path in plans]
+    ids = windows(reference, read_text(EMBEDDED / "eval.txt"), N_CTX)
+    rows, ppl_ref = [], 0.0
+    for (path, plan), scores in zip(plans.items(), score(models, reference, ids, progress=progress), strict=True):
+        result = scores.summary()
+        ppl_ref = result.ppl_ref
+        rows.append(
+            {
+                "file": path.name,
+                "bytes": path.stat().st_size,
+                "bpw": plan.bpw,
+                "ppl": result.ppl,
+                "kld_mean": result.kld_mean,
+                "kld_p999": result.kld_p999,
+                "same_top": result.same_top,
+            }
+        )
+    everyone = [("source (FP8)", from_source(source)), *zip((p.name for p in plans), models, strict=True)]
+    continuations = [(name, model.generate(PROMPT, max_tokens=48)) for name, model in everyone]
+    return DemoResult(rows, continuations, PROMPT, ppl_ref)

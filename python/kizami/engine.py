@@ -1,0 +1,215 @@
+"""A loaded model: segments in, logits out, and text generation on top of that.
+
+Knows batches, caches and sampling; not how a file is laid out, nor what an architecture computes.
+Prefill, decode and several sequences at once are one code path: :meth:`Model.step`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kizami import _core, sample, template
+from kizami.checkpoint import open_source
+from kizami.errors import FormatError, UsageError
+from kizami.layers import Batch, Observer, Segment
+from kizami.models import Architecture, build
+
+# Tokens of one step: enough for every expert to see some, few enough to stay in cache.
+PREFILL = 512
+
+
+@dataclass
+class Timings:
+    """Seconds and tokens of the last generation."""
+
+    load_s: float = 0.0
+    prompt_tokens: int = 0
+    prompt_s: float = 0.0
+    generated_tokens: int = 0
+    generated_s: float = 0.0
+
+
+class Model:
+    """A model ready to run. Made by :func:`load`."""
+
+    def __init__(self, source: Any, architecture: Architecture, tokenizer: Any, *, activations: str) -> None:
+        self.source = source
+        self.tokenizer = tokenizer
+        self.config = architecture.config
+        self.activations = activations
+        self.timings = Timings()
+        self._architecture = architecture
+
+    def __repr__(self) -> str:
+        return f"Model({os.fspath(self.source.path)!r}, {len(self.source)} tensors, activations={self.activations})"
+
+    def new_cache(self) -> _core.Cache:
+        """An empty cache for one sequence."""
+        return self._architecture.new_cache()
+
+    def step(self, segments: Sequence[Segment], *, observer: Observer | None = None) -> np.ndarray:
+        """Runs segments of different sequences together: float32 logits ``[wanted tokens, vocab]``.
+
+        A sequence's logits do not depend on what else is in the step, to the last bit.
+        """
+        return self._architecture.forward(Batch(segments, activations=self.activations, observer=observer))
+
+    def logits(self, ids: Sequence[int], *, observer: Observer | None = None) -> np.ndarray:
+        """float32 logits ``[n, vocab]`` of every token of one fresh sequence.
+
+        Raises:
+            UsageError: no ids, or an id outside of the vocabulary.
+        """
+        return self.logits_many([ids], observer=observer)[0]
+
+    def logits_many(
+        self, sequences: Sequence[Sequence[int]], *, skip: int = 0, observer: Observer | None = None
+    ) -> list[np.ndarray]:
+        """float32 logits ``[n - skip, vocab]`` for each of several fresh sequences, run together."""
+        if not all(len(ids) > skip for ids in sequences):
+            raise UsageError(f"token ids: found a sequence of {skip} or fewer, expected more")
+        segments = [Segment(ids, self.new_cache(), len(ids) - skip) for ids in sequences]
+        logits = self.step(segments, observer=observer)
+        return np.split(logits, np.cumsum([s.wanted for s in segments])[:-1])
+
+    def prompt_ids(self, prompt: str | Sequence[dict[str, str]], *, raw: bool = False) -> list[int]:
+        """Token ids of a text or of chat messages; a text becomes a user's message unless ``raw``."""
+        tok = self.tokenizer
+        if raw or tok.chat_template is None:
+            if not isinstance(prompt, str):
+                raise UsageError("this model has no chat template: found messages, expected a text")
+            return tok.encode(prompt, bos=tok.add_bos)
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        text = template.render(
+            tok.chat_template,
+            messages,
+            bos_token=tok.token(tok.bos),
+            eos_token=tok.token(tok.eos),
+            add_generation_prompt=True,
+        )
+        # The template writes the begin-of-sentence token itself.
+        return tok.encode(text)
+
+    def stream_ids(
+        self,
+        ids: Sequence[int],
+        *,
+        max_tokens: int = 128,
+        sampler: sample.Sampler = sample.greedy,
+        n_ctx: int | None = None,
+    ) -> Iterator[int]:
+        """Token ids that continue ``ids``, one by one, up to an end-of-generation token.
+
+        Raises:
+            UsageError: the prompt is empty or does not fit the context.
+        """
+        limit = min(n_ctx or self.config.n_ctx_train, self.config.n_ctx_train)
+        if not ids:
+            raise UsageError("prompt: found no tokens, expected at least one")
+        if len(ids) > limit:
+            raise UsageError(f"prompt: found {len(ids)} tokens, expected at most the context of {limit}")
+        cache = self.new_cache()
+        timings = self.timings = Timings(load_s=self.timings.load_s, prompt_tokens=len(ids))
+        start = time.perf_counter()
+        for first in range(0, len(ids), PREFILL):
+            part = ids[first : first + PREFILL]
+            logits = self.step([Segment(part, cache, 1 if first + PREFILL >= len(ids) else 0)])
+        timings.prompt_s = time.perf_counter() - start
+        start = time.perf_counter()
+        for produced in range(max_tokens):
+            row = logits[-1]
+            if not np.isfinite(row).all():
+                raise FormatError(
+                    f"{os.fspath(self.source.path)}: logits: found NaN or infinity, expected finite numbers; "
+                    "the weights are damaged"
+                )
+            token = sampler(row)
+            timings.generated_tokens = produced + 1
+            timings.generated_s = time.perf_counter() - start
+            if token in self.tokenizer.eog:
+                return
+            yield token
+            if len(cache) >= limit or produced + 1 == max_tokens:
+                return
+            logits = self.step([Segment([token], cache)])
+
+    def stream(
+        self,
+        prompt: str | Sequence[dict[str, str]],
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        raw: bool = False,
+        n_ctx: int | None = None,
+    ) -> Iterator[str]:
+        """Pieces of text as they are generated.
+
+        Args:
+            prompt: a text, or chat messages with ``role`` and ``content``.
+            max_tokens: most tokens to generate.
+            temperature: 0 takes the most likely token.
+            top_p: probability mass to sample from.
+            seed: the same seed gives the same text.
+            raw: give the text to the model as it is, without the chat template.
+            n_ctx: context in tokens; the model's own if not given.
+
+        Raises:
+            UsageError: a parameter is out of range, or the prompt does not fit the context.
+        """
+        sampler = sample.nucleus(temperature, top_p, seed)
+        text = self.tokenizer.stream()
+        ids = self.prompt_ids(prompt, raw=raw)
+        for token in self.stream_ids(ids, max_tokens=max_tokens, sampler=sampler, n_ctx=n_ctx):
+            if piece := text.push(token):
+                yield piece
+        if piece := text.flush():
+            yield piece
+
+    def generate(self, prompt: str | Sequence[dict[str, str]], **options: Any) -> str:
+        """The whole continuation as one text; takes the options of :meth:`stream`."""
+        return "".join(self.stream(prompt, **options))
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None, activations: str = "int8") -> Model:
+    """Opens a GGUF file or a published checkpoint directory as a model.
+
+    Weights stay in the file and are mapped; nothing is converted.
+
+    Args:
+        path: a ``.gguf`` file (the first of a split set) or a directory with ``config.json``.
+        threads: threads to compute with, for the whole process; all cores if not given.
+        activations: ``"int8"`` rounds what meets quantized weights to 8 bits; ``"f32"`` does not.
+
+    Raises:
+        FormatError: the file is damaged or holds something unsupported.
+        InputOutputError: it cannot be read.
+    """
+    if activations not in ("int8", "f32"):
+        raise UsageError(f"activations: found {activations!r}, expected 'int8' or 'f32'")
+    start = time.perf_counter()
+    if threads is not None:
+        _core.set_threads(threads)
+    source = open_source(Path(path))
+    model = from_source(source, activations=activations)
+    model.timings.load_s = time.perf_counter() - start
+    return model
+
+
+def from_source(source: Any, *, activations: str = "int8") -> Model:
+    """A model on the weights of an open source."""
+    origin = os.fspath(source.path)
+    tokenizer = source.tokenizer()
+    architecture = build(source.metadata, source, origin)
+    vocab = source["token_embd.weight"].shape[0]
+    if tokenizer.vocab_size > vocab:
+        raise FormatError(f"{origin}: vocabulary: found {tokenizer.vocab_size} tokens, expected at most {vocab}")
+    return Model(source, architecture, tokenizer, activations=activations)

@@ -1,0 +1,43 @@
+"""One file per architecture, named like the GGUF architecture it implements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from kizami import _core
+from kizami.errors import FormatError
+from kizami.layers import Batch
+from kizami.models import deepseek2
+
+
+class Architecture(Protocol):
+    """What the engine asks of a model."""
+
+    config: Any
+
+    def new_cache(self) -> _core.Cache:
+        """An empty cache for one sequence."""
+        ...
+
+    def forward(self, batch: Batch) -> np.ndarray:
+        """Logits ``[wanted tokens, vocab]`` of one step."""
+        ...
+
+
+ARCHITECTURES = {"deepseek2": deepseek2.DeepSeek2}
+
+
+def build(metadata: Mapping[str, Any], tensors: Mapping[str, _core.Tensor], origin: str) -> Architecture:
+    """The model that ``metadata`` describes, on the weights of ``tensors``.
+
+    Raises:
+        FormatError: the architecture is unknown, or a value or tensor is missing or wrong.
+    """
+    name = metadata.get("general.architecture")
+    if name not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise FormatError(f"{origin}: general.architecture: found {name!r}, expected one of {known}")
+    return ARCHITECTURES[name](metadata, tensors, origin)

@@ -1,0 +1,328 @@
+"""The plan: which type each tensor gets, so that a file of a given size loses as little as possible.
+
+Predicted loss is a sum over tensors: the sensitivity of the tensor's class times the relative error
+its type makes, measured by encoding a sample of its rows under the imatrix. A multiple-choice
+knapsack over exact bytes (Rust: ``solve``) picks the types. Additivity and the predictor are argued
+in HIGGS (arXiv 2411.17525); sensitivities are priors per class, see :data:`SENSITIVITY`.
+
+Knows types, sizes and the plan file; neither runs models nor writes GGUF files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kizami import _core
+from kizami.errors import FormatError, InputOutputError, UsageError
+from kizami.imatrix import Imatrix
+
+TYPES = {t["name"]: t for t in _core.types()}
+# What the planner chooses from, and what --type takes: every format that GGUF files can hold.
+WRITABLE = [name for name, t in TYPES.items() if t["ggml_id"] is not None]
+CANDIDATES = [name for name in WRITABLE if TYPES[name]["quantized"]] + ["BF16"]
+# What a tensor gets under --type when its rows do not divide into the type's blocks: the smallest
+# type of 32-weight blocks that is not coarser.
+FALLBACK = {"Q6_K": "Q8_0", "Q4_K": "IQ4_NL", "IQ3_XXS": "IQ4_NL", "IQ2_XXS": "IQ4_NL", "IQ1_S": "IQ4_NL"}
+
+# Predicted KLD per unit of relative error, when all tensors of a class have that error; a tensor
+# gets an equal part of its class. First match wins. The order of classes is that of published
+# single-tensor measurements on DeepSeek-V3.1; docs/quantizer.md has the sources and our own figures.
+SENSITIVITY: list[tuple[str, float]] = [
+    (r"^output\.weight$", 0.50),
+    (r"^token_embd\.weight$", 0.35),
+    (r"attn_kv_a_mqa", 0.30),
+    (r"attn_(k_b|v_b)", 0.40),
+    (r"attn_q", 0.30),
+    (r"attn_output", 0.35),
+    (r"_shexp", 0.40),
+    (r"ffn_down_exps", 0.45),
+    (r"ffn_(gate|up)_exps", 0.35),
+    (r"", 0.30),
+]
+
+# Weights encoded per tensor and type to measure its error: whole rows, spread over all experts.
+SAMPLE = 1 << 16
+FORMAT = "kizami-plan"
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the output: its shape has rows before columns."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A type for every tensor, and what the file will be."""
+
+    tensors: list[PlannedTensor]
+    file_bytes: int
+    predicted_kld: float | None = None
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors, without padding."""
+        return sum(t.bytes for t in self.tensors)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return sum(math.prod(t.shape) for t in self.tensors)
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight over all tensors."""
+        return self.tensor_bytes * 8 / self.weights
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary, for JSON."""
+        return {
+            "format": FORMAT,
+            "version": 1,
+            "file_bytes": self.file_bytes,
+            "tensor_bytes": self.tensor_bytes,
+            "bpw": self.bpw,
+            "predicted_kld": self.predicted_kld,
+            "tensors": [asdict(t) | {"shape": list(t.shape)} for t in self.tensors],
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan as JSON, one tensor a line, for people to read and edit.
+
+        Raises:
+            InputOutputError: the file cannot be written.
+        """
+        whole = self.to_dict()
+        tensors = ",\n".join("    " + json.dumps(t) for t in whole.pop("tensors"))
+        head = json.dumps(whole, indent=2)[:-2]
+        partial = Path(f"{os.fspath(path)}.partial")
+        try:
+            partial.write_text(f'{head},\n  "tensors": [\n{tensors}\n  ]\n}}\n', encoding="utf-8")
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise InputOutputError(f"{os.fspath(path)}: cannot write the plan: {error.strerror}") from None
+
+
+def load_types(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Tensor name to type, from a plan file. Sizes and predictions in it are not trusted.
+
+    Raises:
+        InputOutputError: the file cannot be read.
+        FormatError: it is no plan.
+    """
+    where = os.fspath(path)
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputOutputError(f"{where}: cannot read the plan: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: not a plan: {error}") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT or found.get("version") != 1:
+        raise FormatError(f'{where}: not a plan: expected "format": "{FORMAT}" and "version": 1')
+    tensors = found.get("tensors")
+    if not isinstance(tensors, list):
+        raise FormatError(f"{where}: tensors: found {type(tensors).__name__}, expected a list")
+    types: dict[str, str] = {}
+    for i, t in enumerate(tensors):
+        if not isinstance(t, dict) or not isinstance(t.get("name"), str) or not isinstance(t.get("type"), str):
+            raise FormatError(f"{where}: tensors[{i}]: expected an object with name and type")
+        if t["name"] in types:
+            raise FormatError(f"{where}: tensor {t['name']}: found twice")
+        types[t["name"]] = t["type"]
+    return types
+
+
+def quantizable(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor may lose bits: matrices, but no norms and no router, as in llama.cpp."""
+    return len(shape) >= 2 and name.endswith(".weight") and "norm" not in name and "ffn_gate_inp" not in name
+
+
+def nbytes(type_name: str, shape: tuple[int, ...]) -> int | None:
+    """Bytes of a tensor in a type; None where its rows do not divide into blocks."""
+    t = TYPES[type_name]
+    if shape[-1] % t["block"]:
+        return None
+    return math.prod(shape) // t["block"] * t["block_bytes"]
+
+
+def parse_type(name: str) -> str:
+    """The canonical name of a writable type.
+
+    Raises:
+        UsageError: there is none.
+    """
+    wanted = name.upper().replace("-", "_")
+    if wanted not in WRITABLE:
+        raise UsageError(f"type: found {name!r}, expected one of {', '.join(WRITABLE)}")
+    return wanted
+
+
+def plan_from_types(source: Mapping[str, _core.Tensor], types: Mapping[str, str], origin: str) -> Plan:
+    """The plan that gives each tensor of ``source`` the type ``types`` names.
+
+    Raises:
+        FormatError: a tensor is missing or unknown, or its rows do not divide into the type's blocks.
+    """
+    if unknown := sorted(types.keys() - source.keys()):
+        raise FormatError(f"{origin}: tensor {unknown[0]}: not in the source")
+    tensors = []
+    for name, tensor in source.items():
+        if name not in types:
+            raise FormatError(f"{origin}: tensor {name}: missing, expected a type for every tensor of the source")
+        try:
+            type_name = parse_type(types[name])
+        except UsageError as error:
+            raise FormatError(f"{origin}: tensor {name}: {error}") from None
+        shape = tuple(tensor.shape)
+        size = nbytes(type_name, shape)
+        if size is None:
+            block = TYPES[type_name]["block"]
+            raise FormatError(f"{origin}: tensor {name}: rows of {shape[-1]} do not divide into blocks of {block}")
+        tensors.append(PlannedTensor(name, shape, type_name, size))
+    return Plan(tensors, file_bytes(source, tensors))
+
+
+def uniform_plan(source: Mapping[str, _core.Tensor], type_name: str) -> Plan:
+    """Every tensor that may lose bits in one type, with :data:`FALLBACK` where rows do not divide.
+
+    Raises:
+        UsageError: the type is unknown.
+    """
+    wanted = parse_type(type_name)
+    types = {}
+    for name, tensor in source.items():
+        shape = tuple(tensor.shape)
+        types[name] = wanted if quantizable(name, shape) else "F32"
+        while nbytes(types[name], shape) is None:
+            types[name] = FALLBACK.get(types[name], "F16")
+    return plan_from_types(source, types, "--type")
+
+
+def output_metadata(source: Any, types: Mapping[str, str], imatrix: Imatrix | None = None) -> list[tuple[str, str, Any]]:
+    """The metadata of a file quantized from ``source``: the source's, with what describes the encoding."""
+    # The numbers are llama.cpp's `llama_ftype`, which tools print as the file's kind.
+    kinds = {"F32": 0, "F16": 1, "Q8_0": 7, "Q4_K": 15, "Q6_K": 18, "IQ2_XXS": 19, "IQ3_XXS": 23, "IQ1_S": 24}
+    kinds |= {"IQ4_NL": 25, "BF16": 32}
+    weights: dict[str, int] = {}
+    for name, type_name in types.items():
+        weights[type_name] = weights.get(type_name, 0) + math.prod(source[name].shape)
+    main = max(weights, key=lambda t: weights[t])
+    own = {"general.file_type": ("u32", kinds[main]), "general.quantization_version": ("u32", 2)}
+    if imatrix is not None:
+        own["quantize.imatrix.dataset"] = ("str", ", ".join(imatrix.datasets))
+        own["quantize.imatrix.entries_count"] = ("u32", len(imatrix.entries))
+        own["quantize.imatrix.chunks_count"] = ("u32", imatrix.chunks)
+    kept = [(k, t, v) for k, t, v in source.typed_metadata if k not in own and not k.startswith(("quantize.", "split."))]
+    return kept + [(key, *value) for key, value in own.items()]
+
+
+def file_bytes(source: Any, tensors: list[PlannedTensor], imatrix: Imatrix | None = None) -> int:
+    """Bytes of the file a plan makes, header and padding included."""
+    metadata = output_metadata(source, {t.name: t.type for t in tensors}, imatrix)
+    return _core.GgufWriter.size(metadata, [(t.name, t.type, t.shape) for t in tensors])
+
+
+def sensitivities(names: list[str]) -> list[float]:
+    """Predicted KLD per unit of relative error of each tensor."""
+    classes = [next(i for i, (pattern, _) in enumerate(SENSITIVITY) if re.search(pattern, name)) for name in names]
+    return [SENSITIVITY[c][1] / classes.count(c) for c in classes]
+
+
+def relative_error(tensor: _core.Tensor, type_name: str, name: str, imatrix: Imatrix | None) -> float:
+    """What a type does to a tensor: ``1 - rho**2`` plus the squared gain error, both imatrix-weighted.
+
+    The two are kept apart because codes that minimize a plain squared error shrink a layer's output.
+    """
+    n_mat = tensor.shape[0] if len(tensor.shape) == 3 else 1
+    weights = imatrix.weights(name, n_mat, tensor.shape[-1]) if imatrix else None
+    if weights is not None and n_mat > 1 and imatrix is not None:
+        # An expert counts as often as it is used.
+        counts = np.maximum(imatrix.entries[name][1], 1.0)
+        weights = weights * (counts / counts.mean()).astype(np.float32)[:, None]
+    original, cross, encoded = tensor.distortion(type_name, weights, SAMPLE)
+    if original <= 0.0:
+        return 0.0
+    if encoded <= 0.0:
+        return 1.0
+    gain = cross / original
+    return max(0.0, 1.0 - cross * cross / (original * encoded)) + (1.0 - gain) ** 2
+
+
+def make_plan(
+    source: Any,
+    *,
+    bpw: float | None = None,
+    size: int | None = None,
+    imatrix: Imatrix | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Plan:
+    """The best plan within a budget.
+
+    Args:
+        source: an open model: a GGUF or a checkpoint.
+        bpw: bits per weight over all tensors, or
+        size: bytes of the whole file.
+        imatrix: importance of columns; all alike without it.
+        progress: called with (stage, tensors done, tensors in total).
+
+    Raises:
+        UsageError: not exactly one budget, or one below the smallest possible file (the message says which that is).
+    """
+    if (bpw is None) == (size is None):
+        raise UsageError("budget: expected exactly one of bpw and size")
+    names = list(source)
+    shapes = {name: tuple(source[name].shape) for name in names}
+    open_names = [name for name in names if quantizable(name, shapes[name])]
+    options = {name: [c for c in CANDIDATES if nbytes(c, shapes[name]) is not None] for name in open_names}
+    fixed = {name: "F32" for name in names if name not in options}
+
+    def tensors(types: Mapping[str, str]) -> list[PlannedTensor]:
+        return [PlannedTensor(n, shapes[n], types[n], nbytes(types[n], shapes[n]) or 0) for n in names]
+
+    smallest = tensors(fixed | {n: min(options[n], key=lambda c: nbytes(c, shapes[n]) or 0) for n in open_names})
+    least = Plan(smallest, file_bytes(source, smallest, imatrix))
+    # A file's tensors are padded to the alignment; a budget in bits per weight counts them bare.
+    align = 1 if bpw is not None else int(source.metadata.get("general.alignment", 32))
+
+    def padded(name: str, type_name: str) -> int:
+        return -(-(nbytes(type_name, shapes[name]) or 0) // align) * align
+
+    fixed_bytes = sum(padded(n, "F32") for n in fixed)
+    if bpw is not None:
+        if not math.isfinite(bpw) or bpw <= 0:
+            raise UsageError(f"bpw: found {bpw}, expected a positive number")
+        budget = math.floor(bpw * least.weights / 8) - fixed_bytes
+        if bpw < least.bpw:
+            raise UsageError(f"bpw: found {bpw:g}, expected at least {math.ceil(least.bpw * 1e4) / 1e4:g}, the smallest possible")
+    else:
+        assert size is not None
+        header = least.file_bytes - sum(padded(t.name, t.type) for t in smallest)
+        budget = size - header - fixed_bytes
+        if size < least.file_bytes:
+            raise UsageError(f"size: found {size:,} bytes, expected at least {least.file_bytes:,}, the smallest possible")
+    weights = sensitivities(open_names)
+    costs = []
+    for done, (name, weight) in enumerate(zip(open_names, weights, strict=True)):
+        costs.append([weight * relative_error(source[name], c, name, imatrix) for c in options[name]])
+        if progress:
+            progress("plan", done + 1, len(open_names))
+    bytes_of = [[padded(n, c) for c in options[n]] for n in open_names]
+    chosen = _core.solve(bytes_of, costs, budget)
+    types = fixed | {n: options[n][i] for n, i in zip(open_names, chosen, strict=True)}
+    planned = tensors(types)
+    predicted = sum(cost[i] for cost, i in zip(costs, chosen, strict=True))
+    return Plan(planned, file_bytes(source, planned, imatrix), predicted)

@@ -1,0 +1,186 @@
+//! Weights as f32, and dot products of f32: the path of float formats, and of every format when a
+//! caller wants float activations (calibration, and the reference that quantized runs are held against).
+//!
+//! The value of a dot product: sixteen lanes, lane `i` fused-multiply-adding elements `i`, `i + 16`,
+//! ... in ascending order, then the lanes summed in the order of [`Isa::sum`]. Rows are padded with zeros.
+
+use crate::chunk::{CHUNK, Chunk, GROUP, SUB};
+use crate::format::{Family, FloatFormat, Format};
+use crate::isa::{Isa, LANES};
+use crate::matrix::{Matrix, SCALE_BLOCK};
+use crate::format::with_format;
+
+/// One chunk of a row as f32, zero past the end.
+#[repr(C, align(64))]
+#[derive(Clone)]
+pub(crate) struct Floats(pub(crate) [f32; CHUNK]);
+
+impl Floats {
+    pub(crate) const ZERO: Self = Self([0.0; CHUNK]);
+}
+
+/// Decodes chunk `chunk` of row `row` to f32: the format's exact value, each product rounded once.
+#[inline(always)]
+pub(crate) fn decode<I: Isa>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats) {
+    with_format!(w.ty(), F => float decode_floats::<F>(w, row, chunk, out),
+                              block decode_blocks::<I, F>(isa, w, row, chunk, out));
+}
+
+#[inline(always)]
+fn decode_floats<F: FloatFormat>(w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats) {
+    let (bytes, len) = w.chunk(row, chunk);
+    let stored: &[F::Block] = bytemuck::cast_slice(bytes);
+    for (out, &stored) in out.0[..len].iter_mut().zip(stored) {
+        *out = F::value(stored);
+    }
+    out.0[len..].fill(0.0);
+    let scales = w.row_scales(row);
+    if !scales.is_empty() {
+        for (i, part) in out.0[..len].chunks_mut(SCALE_BLOCK).enumerate() {
+            let scale = scales[chunk * (CHUNK / SCALE_BLOCK) + i];
+            part.iter_mut().for_each(|x| *x *= scale);
+        }
+    }
+}
+
+/// Decodes chunk `chunk` of row `row` to integer codes and scales.
+#[inline(always)]
+pub(crate) fn decode_codes<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Chunk) {
+    let (bytes, len) = w.chunk(row, chunk);
+    if len < CHUNK {
+        *out = Chunk::default();
+    }
+    F::decode(isa, bytemuck::cast_slice(bytes), out);
+}
+
+#[inline(always)]
+fn decode_blocks<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats) {
+    let mut c = Chunk::default();
+    decode_codes::<I, F>(isa, w, row, chunk, &mut c);
+    match F::FAMILY {
+        Family::Grouped => {
+            for (g, (out, codes)) in out.0.chunks_exact_mut(GROUP).zip(c.codes.chunks_exact(GROUP)).enumerate() {
+                for (out, &code) in out.iter_mut().zip(codes) {
+                    *out = c.group_d[g] * f32::from(code);
+                }
+            }
+        }
+        Family::Super => {
+            for (s, (out, codes)) in out.0.chunks_exact_mut(SUB).zip(c.codes.chunks_exact(SUB)).enumerate() {
+                let scale = i32::from(c.scales[s]);
+                let min = if F::HAS_MIN { c.dmin * f32::from(c.mins[s]) } else { 0.0 };
+                for (out, &code) in out.iter_mut().zip(codes) {
+                    let value = c.d * (scale * i32::from(code)) as f32;
+                    *out = if F::HAS_MIN { value - min } else { value };
+                }
+            }
+        }
+    }
+}
+
+
+/// Adds the products of a tile of `R` rows and `C` columns; accumulators stay in registers.
+#[inline(always)]
+fn tile<I: Isa, const R: usize, const C: usize>(
+    isa: I,
+    w: &[Floats],
+    x: [&[f32; CHUNK]; C],
+    acc: &mut [[[f32; LANES]; R]],
+) {
+    let mut sums = [[isa.splat(0.0); R]; C];
+    for c in 0..C {
+        for r in 0..R {
+            sums[c][r] = isa.load(&acc[c][r]);
+        }
+    }
+    for k in 0..CHUNK / LANES {
+        let mut rows = [isa.splat(0.0); R];
+        for r in 0..R {
+            rows[r] = isa.load(&w[r].0.as_chunks::<LANES>().0[k]);
+        }
+        for c in 0..C {
+            let column = isa.load(&x[c].as_chunks::<LANES>().0[k]);
+            for r in 0..R {
+                sums[c][r] = isa.fma(rows[r], column, sums[c][r]);
+            }
+        }
+    }
+    for c in 0..C {
+        for r in 0..R {
+            isa.store(sums[c][r], &mut acc[c][r]);
+        }
+    }
+}
+
+/// Rows decoded together, so that a column chunk is read once for all of them.
+const ROWS: usize = 4;
+/// Columns whose accumulators are kept between chunks.
+const COLUMNS: usize = 128;
+
+/// `out[(row - start) * n + column] = dot(w[row], x[column])` for `out.len() / n` rows from `start`.
+/// `x` holds columns of `chunks * 256` floats, zero padded; `pick` maps the `n` wanted ones into it.
+#[inline(always)]
+pub(crate) fn matmul_rows<I: Isa>(
+    isa: I,
+    w: &Matrix<'_>,
+    x: &[f32],
+    n: usize,
+    pick: impl Fn(usize) -> usize,
+    start: usize,
+    out: &mut [f32],
+) {
+    let chunks = w.chunks();
+    let column = |c: usize, chunk: usize| -> &[f32; CHUNK] {
+        x[(pick(c) * chunks + chunk) * CHUNK..][..CHUNK].try_into().expect("columns are padded to whole chunks")
+    };
+    let mut rows = vec![Floats::ZERO; ROWS];
+    let mut acc = vec![[[0.0; LANES]; ROWS]; COLUMNS.min(n)];
+    let n_rows = out.len() / n;
+    for first in (0..n_rows).step_by(ROWS) {
+        let r_n = ROWS.min(n_rows - first);
+        for c0 in (0..n).step_by(COLUMNS) {
+            let c_n = COLUMNS.min(n - c0);
+            acc[..c_n].fill([[0.0; LANES]; ROWS]);
+            for chunk in 0..chunks {
+                for (r, row) in rows[..r_n].iter_mut().enumerate() {
+                    decode(isa, w, start + first + r, chunk, row);
+                }
+                let mut c = 0;
+                if I::WIDE {
+                    while c + 4 <= c_n {
+                        let x = std::array::from_fn(|i| column(c0 + c + i, chunk));
+                        tile::<I, ROWS, 4>(isa, &rows, x, &mut acc[c..c + 4]);
+                        c += 4;
+                    }
+                }
+                while c < c_n {
+                    tile::<I, ROWS, 1>(isa, &rows, [column(c0 + c, chunk)], &mut acc[c..c + 1]);
+                    c += 1;
+                }
+            }
+            for c in 0..c_n {
+                for r in 0..r_n {
+                    out[(first + r) * n + c0 + c] = isa.sum(isa.load(&acc[c][r]));
+                }
+            }
+        }
+    }
+}
+
+/// The dot product of two equally long slices, in the order of this file.
+#[inline(always)]
+pub(crate) fn dot<I: Isa>(isa: I, a: &[f32], b: &[f32]) -> f32 {
+    let mut acc = isa.splat(0.0);
+    let (a_lanes, a_rest) = a.as_chunks::<LANES>();
+    let (b_lanes, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_lanes.iter().zip(b_lanes) {
+        acc = isa.fma(isa.load(a), isa.load(b), acc);
+    }
+    if !a_rest.is_empty() {
+        let (mut a, mut b) = ([0.0; LANES], [0.0; LANES]);
+        a[..a_rest.len()].copy_from_slice(a_rest);
+        b[..b_rest.len()].copy_from_slice(b_rest);
+        acc = isa.fma(isa.load(&a), isa.load(&b), acc);
+    }
+    isa.sum(acc)
+}

@@ -1,0 +1,152 @@
+//! The one table of weight formats, and the trait that each of them implements.
+//!
+//! Everything that needs a name, an id, a block size or the list of formats derives it from
+//! [`formats!`] below; a new format is one file in `formats/` and one line here.
+
+use crate::chunk::Chunk;
+use crate::isa::Isa;
+use bytemuck::Pod;
+
+/// How a block-quantized format scales its codes (see [`crate::chunk`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Integer sub-scales under one float scale per 256 weights; activations share one scale per 256.
+    Super,
+    /// One float scale per 32 weights; activations have one scale per 32.
+    Grouped,
+}
+
+/// A block-quantized format: its memory layout and its decoder.
+pub trait Format: Copy + Send + Sync + 'static {
+    /// The block as it lies in the file; alignment 1, size asserted in the format's file.
+    type Block: Pod;
+    /// Weights per block: 256 or 32.
+    const BLOCK: usize;
+    /// How codes are scaled.
+    const FAMILY: Family;
+    /// Whether codes may be negative. Unsigned codes stay at or below 127.
+    const SIGNED: bool;
+    /// Whether [`Chunk::mins`] is in use.
+    const HAS_MIN: bool = false;
+
+    /// Decodes the blocks of one chunk: one block of 256, or up to eight blocks of 32. With fewer
+    /// than eight the rest of `out` keeps zero codes and zero `group_d` (the driver clears it).
+    /// Must be `#[inline(always)]`: it runs inside the per-ISA entry of the driver.
+    fn decode<I: Isa>(isa: I, blocks: &[Self::Block], out: &mut Chunk);
+}
+
+/// A format whose weights are plain floats, decoded to f32 exactly.
+pub trait FloatFormat: Copy + Send + Sync + 'static {
+    /// One stored weight.
+    type Block: Pod;
+    /// The weight's value before any block scale.
+    fn value(stored: Self::Block) -> f32;
+}
+
+macro_rules! formats {
+    (
+        float { $($fv:ident $fid:expr, $fname:literal, $fdoc:literal;)* }
+        block { $($bv:ident $bid:expr, $bname:literal, $bdoc:literal;)* }
+    ) => {
+        /// A weight format this crate can decode and multiply.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Type {
+            $(#[doc = $fdoc] $fv,)*
+            $(#[doc = $bdoc] $bv,)*
+        }
+
+        impl Type {
+            /// All formats, floats first.
+            pub const ALL: &[Type] = &[$(Type::$fv,)* $(Type::$bv,)*];
+
+            /// The type number in GGUF files; none for formats that GGUF does not know.
+            pub fn ggml_id(self) -> Option<u32> {
+                match self { $(Type::$fv => $fid,)* $(Type::$bv => $bid,)* }
+            }
+
+            /// The name people write: `Q4_K`, `IQ2_XXS`.
+            pub fn name(self) -> &'static str {
+                match self { $(Type::$fv => $fname,)* $(Type::$bv => $bname,)* }
+            }
+
+            /// Weights per block.
+            pub fn block(self) -> usize {
+                match self {
+                    $(Type::$fv => 1,)*
+                    $(Type::$bv => <crate::formats::$bv as Format>::BLOCK,)*
+                }
+            }
+
+            /// Bytes per block.
+            pub fn block_bytes(self) -> usize {
+                match self {
+                    $(Type::$fv => size_of::<<crate::formats::$fv as FloatFormat>::Block>(),)*
+                    $(Type::$bv => size_of::<<crate::formats::$bv as Format>::Block>(),)*
+                }
+            }
+
+            /// How codes are scaled; none for floats.
+            pub fn family(self) -> Option<Family> {
+                match self {
+                    $(Type::$fv => None,)*
+                    $(Type::$bv => Some(<crate::formats::$bv as Format>::FAMILY),)*
+                }
+            }
+        }
+
+        /// Runs `$body` with `$F` bound to the marker type of a float or a block format.
+        macro_rules! with_format {
+            ($ty:expr, $F:ident => float $float:expr, block $block:expr) => {
+                match $ty {
+                    $($crate::Type::$fv => { #[allow(dead_code)] type $F = $crate::formats::$fv; $float })*
+                    $($crate::Type::$bv => { #[allow(dead_code)] type $F = $crate::formats::$bv; $block })*
+                }
+            };
+        }
+        pub(crate) use with_format;
+    };
+}
+
+formats! {
+    float {
+        F32 Some(0), "F32", "IEEE single precision.";
+        F16 Some(1), "F16", "IEEE half precision.";
+        BF16 Some(30), "BF16", "The upper half of an f32.";
+        F8E4M3 None, "F8_E4M3", "FP8 of published DeepSeek checkpoints, one f32 scale per 128 x 128 weights; no GGUF type.";
+    }
+    block {
+        Q8_0 Some(8), "Q8_0", "8-bit codes, f16 scale per 32.";
+        Q4K Some(12), "Q4_K", "4-bit codes, 6-bit scales and minimums per 32.";
+        Q6K Some(14), "Q6_K", "6-bit codes, 8-bit scales per 16.";
+        Iq4Nl Some(20), "IQ4_NL", "4-bit indices into 16 non-linear levels, f16 scale per 32.";
+        Iq3Xxs Some(18), "IQ3_XXS", "8-bit indices into a codebook of four values, signs, 4-bit scale per 32.";
+        Iq2Xxs Some(16), "IQ2_XXS", "8-bit indices into a codebook of eight values, signs, 4-bit scale per 32.";
+        Iq1S Some(19), "IQ1_S", "11-bit indices into a codebook of eight ternary values, shift, 3-bit scale per 32.";
+    }
+}
+
+impl Type {
+    /// The format with this name, in any case, `-` and `_` alike.
+    pub fn from_name(name: &str) -> Option<Type> {
+        let wanted = name.to_ascii_uppercase().replace('-', "_");
+        Self::ALL.iter().copied().find(|t| t.name() == wanted)
+    }
+
+    /// The format with this GGUF type number.
+    pub fn from_ggml_id(id: u32) -> Option<Type> {
+        Self::ALL.iter().copied().find(|t| t.ggml_id() == Some(id))
+    }
+
+    /// Bytes of a row of `cols` weights; none where the row does not divide into blocks.
+    pub fn row_bytes(self, cols: usize) -> Option<usize> {
+        if !cols.is_multiple_of(self.block()) {
+            return None;
+        }
+        (cols / self.block()).checked_mul(self.block_bytes())
+    }
+
+    /// Bits per weight, block scales included.
+    pub fn bpw(self) -> f64 {
+        self.block_bytes() as f64 * 8.0 / self.block() as f64
+    }
+}

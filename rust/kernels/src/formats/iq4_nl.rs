@@ -1,0 +1,53 @@
+//! IQ4_NL: 32 weights in 18 bytes, 4.5 bits per weight.
+//!
+//! ```text
+//! byte  0    2                     18
+//!       | d  | 16 bytes of nibbles |       qs[i]   low nibble: weight i    high nibble: weight 16 + i
+//!        f16
+//!
+//! weight = d * LEVELS[nibble]
+//! ```
+
+use super::half_at;
+use crate::chunk::{Chunk, GROUP};
+use crate::format::{Family, Format};
+use crate::isa::Isa;
+use bytemuck::{Pod, Zeroable};
+
+/// The sixteen codes, ascending and denser around zero.
+pub const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// One block as it lies in the file.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub struct BlockIq4Nl {
+    /// f16 scale, little endian.
+    pub d: [u8; 2],
+    /// Indices into [`LEVELS`].
+    pub qs: [u8; 16],
+}
+const _: () = assert!(size_of::<BlockIq4Nl>() == 18 && align_of::<BlockIq4Nl>() == 1);
+
+/// Marker of the format.
+#[derive(Debug, Clone, Copy)]
+pub struct Iq4Nl;
+
+impl Format for Iq4Nl {
+    type Block = BlockIq4Nl;
+    const BLOCK: usize = 32;
+    const FAMILY: Family = Family::Grouped;
+    const SIGNED: bool = true;
+
+    #[inline(always)]
+    fn decode<I: Isa>(isa: I, blocks: &[BlockIq4Nl], out: &mut Chunk) {
+        for ((b, codes), d) in blocks.iter().zip(out.codes.chunks_exact_mut(GROUP)).zip(&mut out.group_d) {
+            let mut indices = [0; GROUP];
+            for i in 0..16 {
+                indices[i] = b.qs[i] & 15;
+                indices[16 + i] = b.qs[i] >> 4;
+            }
+            codes.copy_from_slice(&isa.lookup16(&LEVELS, &indices));
+            *d = half_at(b.d);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The oracle: plain loops, any CPU. Every other instruction set must return its bits.
+
+use super::{Isa, LANES};
+use crate::chunk::{ActChunk, Chunk, GROUP, SUB};
+
+/// Plain Rust.
+#[derive(Debug, Clone, Copy)]
+pub struct Scalar;
+
+#[inline(always)]
+fn dot_range(w: &Chunk, a: &ActChunk, start: usize, len: usize) -> i32 {
+    let (w, a) = (&w.codes[start..start + len], &a.codes[start..start + len]);
+    w.iter().zip(a).map(|(&w, &a)| i32::from(w) * i32::from(a)).sum()
+}
+
+impl Isa for Scalar {
+    type F = [f32; LANES];
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::F {
+        *x
+    }
+
+    #[inline(always)]
+    fn store(self, x: Self::F, out: &mut [f32; LANES]) {
+        *out = x;
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    #[inline(always)]
+    fn sum(self, mut x: Self::F) -> f32 {
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                x[i] += x[i + half];
+            }
+        }
+        x[0]
+    }
+
+    #[inline(always)]
+    fn dot<const SIGNED: bool>(self, w: &Chunk, a: &ActChunk) -> i32 {
+        let mut sum = 0i32;
+        for (s, &scale) in w.scales.iter().enumerate() {
+            sum = sum.wrapping_add(i32::from(scale).wrapping_mul(dot_range(w, a, s * SUB, SUB)));
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn dot_groups<const SIGNED: bool>(self, w: &Chunk, a: &ActChunk) -> [i32; 8] {
+        std::array::from_fn(|g| dot_range(w, a, g * GROUP, GROUP))
+    }
+
+    #[inline(always)]
+    fn dot_sums(self, a: &[i16; 16], b: &[i16; 16]) -> i32 {
+        a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).fold(0, i32::wrapping_add)
+    }
+
+    #[inline(always)]
+    fn lookup16(self, table: &[i8; 16], indices: &[u8; 32]) -> [i8; 32] {
+        std::array::from_fn(|i| table[usize::from(indices[i] & 15)])
+    }
+}

@@ -1,0 +1,79 @@
+//! Weights as the drivers see them: a format, a shape and borrowed bytes, checked once.
+
+use crate::chunk::CHUNK;
+use crate::error::{Error, expect_len};
+use crate::format::Type;
+
+/// Side of the square of weights that share one FP8 block scale.
+pub const SCALE_BLOCK: usize = 128;
+
+/// A matrix of `rows` x `cols` weights in row order.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    ty: Type,
+    rows: usize,
+    cols: usize,
+    data: &'a [u8],
+    scales: &'a [f32],
+}
+
+impl<'a> Matrix<'a> {
+    /// Borrows `data` as weights. `scales` holds one f32 per 128 x 128 weights, row-major, for
+    /// [`Type::F8E4M3`], and is empty otherwise.
+    pub fn new(ty: Type, rows: usize, cols: usize, data: &'a [u8], scales: &'a [f32]) -> Result<Self, Error> {
+        let row = ty.row_bytes(cols).ok_or(Error::RowLength { ty: ty.name(), cols, block: ty.block() })?;
+        let bytes = row.checked_mul(rows).ok_or(Error::Range {
+            what: "rows of a matrix",
+            found: rows,
+            expected: "a size that fits memory",
+        })?;
+        expect_len("bytes of a matrix", data.len(), bytes)?;
+        let squares = match ty {
+            Type::F8E4M3 => rows.div_ceil(SCALE_BLOCK) * cols.div_ceil(SCALE_BLOCK),
+            _ => 0,
+        };
+        expect_len("block scales of a matrix", scales.len(), squares)?;
+        Ok(Self { ty, rows, cols, data, scales })
+    }
+
+    /// The format.
+    pub fn ty(&self) -> Type {
+        self.ty
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Chunks in a row, the last possibly short.
+    pub fn chunks(&self) -> usize {
+        self.cols.div_ceil(CHUNK)
+    }
+
+    /// The bytes of chunk `chunk` of row `row`, and how many weights they hold.
+    #[inline(always)]
+    pub(crate) fn chunk(&self, row: usize, chunk: usize) -> (&'a [u8], usize) {
+        let start = chunk * CHUNK;
+        let len = CHUNK.min(self.cols - start);
+        let (block, bytes) = (self.ty.block(), self.ty.block_bytes());
+        let row = row * (self.cols / block * bytes);
+        let start = row + start / block * bytes;
+        (&self.data[start..start + len / block * bytes], len)
+    }
+
+    /// The FP8 block scales along `row`; empty for other formats.
+    #[inline(always)]
+    pub(crate) fn row_scales(&self, row: usize) -> &'a [f32] {
+        if self.scales.is_empty() {
+            return &[];
+        }
+        let per_row = self.cols.div_ceil(SCALE_BLOCK);
+        &self.scales[row / SCALE_BLOCK * per_row..][..per_row]
+    }
+}

@@ -1,0 +1,69 @@
+//! The only file that knows the thread pool. Results never depend on the number of threads:
+//! every output element is computed whole by one task.
+
+use rayon::ThreadPool;
+use rayon::prelude::*;
+use std::sync::{Arc, RwLock};
+
+static POOL: RwLock<Option<Arc<ThreadPool>>> = RwLock::new(None);
+
+fn build(threads: usize) -> Arc<ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("kizami-{i}"))
+        .build()
+        .expect("the operating system starts worker threads");
+    Arc::new(pool)
+}
+
+fn pool() -> Arc<ThreadPool> {
+    if let Some(pool) = POOL.read().expect("no holder panics").as_ref() {
+        return pool.clone();
+    }
+    let mut slot = POOL.write().expect("no holder panics");
+    slot.get_or_insert_with(|| build(default_threads())).clone()
+}
+
+/// Threads used when nobody asks: the logical cores this process may use.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// Uses `threads` threads (at least one) from the next call on.
+pub fn set_threads(threads: usize) {
+    *POOL.write().expect("no holder panics") = Some(build(threads.max(1)));
+}
+
+/// Threads in use.
+pub fn threads() -> usize {
+    pool().current_num_threads()
+}
+
+/// Calls `f(index, chunk)` for consecutive chunks of `len` elements, in parallel.
+pub fn for_chunks<T: Send>(data: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
+    let len = len.max(1);
+    if data.len() <= len {
+        if !data.is_empty() {
+            f(0, data);
+        }
+        return;
+    }
+    pool().install(|| data.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| f(i, chunk)));
+}
+
+/// Calls `f` for each task, in parallel, dealt out one at a time.
+pub fn for_each<T: Send>(tasks: Vec<T>, f: impl Fn(T) + Sync + Send) {
+    if tasks.len() <= 1 {
+        tasks.into_iter().for_each(f);
+        return;
+    }
+    pool().install(|| tasks.into_par_iter().with_max_len(1).for_each(f));
+}
+
+/// Results of `f` for each task, in the order of the tasks.
+pub fn map<T: Send, R: Send>(tasks: Vec<T>, f: impl Fn(T) -> R + Sync + Send) -> Vec<R> {
+    if tasks.len() <= 1 {
+        return tasks.into_iter().map(f).collect();
+    }
+    pool().install(|| tasks.into_par_iter().with_max_len(1).map(f).collect())
+}

@@ -1,0 +1,69 @@
+//! `kizami._core`: converts, detaches from the interpreter, maps errors, and nothing else.
+//!
+//! Every class is frozen; arrays are taken and given without a copy where that is possible. The
+//! stubs in `python/kizami/_core.pyi` document each name for Python readers.
+#![deny(unsafe_code)]
+#![allow(missing_docs, reason = "documented where it is read: python/kizami/_core.pyi")]
+
+mod blocks;
+mod error;
+mod gguf;
+mod quantize;
+mod tensor;
+
+use kizami_kernels as kernels;
+use pyo3::prelude::*;
+
+/// Uses `n` threads from now on.
+#[pyfunction]
+fn set_threads(n: usize) -> PyResult<()> {
+    if n == 0 || n > 4096 {
+        return Err(error::usage(format!("threads: found {n}, expected 1 to 4096")));
+    }
+    kernels::par::set_threads(n);
+    Ok(())
+}
+
+/// Threads in use.
+#[pyfunction]
+fn threads() -> usize {
+    kernels::par::threads()
+}
+
+/// The instruction set in use.
+#[pyfunction]
+fn isa() -> &'static str {
+    kernels::level().name()
+}
+
+/// The instruction sets this CPU can run, lowest first.
+#[pyfunction]
+fn isa_available() -> Vec<&'static str> {
+    kernels::levels().into_iter().map(|l| l.name()).collect()
+}
+
+/// Uses the named instruction set from now on.
+#[pyfunction]
+fn set_isa(name: &str) -> PyResult<()> {
+    match kernels::Level::from_name(name) {
+        Some(level) if kernels::set_level(level) => Ok(()),
+        _ => Err(error::usage(format!(
+            "instruction set: found {name:?}, expected one of {}",
+            isa_available().join(", ")
+        ))),
+    }
+}
+
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use super::blocks::{Cache, FfnBlock, Head, Mla, Observer};
+    #[pymodule_export]
+    use super::gguf::{GgufFile, GgufWriter};
+    #[pymodule_export]
+    use super::quantize::{solve, types};
+    #[pymodule_export]
+    use super::tensor::Tensor;
+    #[pymodule_export]
+    use super::{isa, isa_available, set_isa, set_threads, threads};
+}

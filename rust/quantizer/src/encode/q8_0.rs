@@ -1,0 +1,62 @@
+//! Q8_0: sixteen scales are tried, each with its own rounding.
+//!
+//! With 255 levels any scale near `largest / 127` is as good as another on average; which of them
+//! happens to suit the 32 weights at hand is worth a fifth of the error.
+
+use super::Encode;
+use super::lanes::{Lanes, code};
+use super::target::{Target, inverse};
+use bytemuck::Zeroable;
+use kizami_kernels::formats::q8_0::{BlockQ8_0, Q8_0};
+
+/// Trial scales, relative to the one that maps the largest weight to 127: the first maps it to
+/// 127.4, which still rounds to 127; beyond the last the coarser step costs more than luck gains.
+const FIRST: f32 = 127.0 / 127.4;
+const STEP: f32 = 0.0013;
+
+impl Encode<32> for Q8_0 {
+    type Block = BlockQ8_0;
+
+    #[inline(always)]
+    fn encode(target: &Target<32>) -> BlockQ8_0 {
+        let mut block = BlockQ8_0::zeroed();
+        if target.empty {
+            return block;
+        }
+        let (bits, d) = target.frame.store(choose_scale(target));
+        block.d = bits;
+        let id = inverse(d);
+        for i in 0..32 {
+            block.qs[i] = choose_code(id, target.x[i]) as i8;
+        }
+        block
+    }
+}
+
+/// The scale with the smallest weighted error after rounding.
+#[inline(always)]
+fn choose_scale(target: &Target<32>) -> f32 {
+    let mut most = 0f32;
+    for x in target.x {
+        most = if x.abs() > most { x.abs() } else { most };
+    }
+    let mut d = (Lanes::IOTA * Lanes::splat(STEP) + Lanes::splat(FIRST)) * Lanes::splat(most / 127.0);
+    for d in &mut d.0 {
+        // To eleven significant bits, so that what is tried is what an f16 can hold.
+        *d = f32::from_bits(d.to_bits() & !0x1fff);
+    }
+    let id = Lanes::splat(1.0) / d;
+    let mut error = Lanes::ZERO;
+    for (x, w) in target.x.iter().zip(&target.w) {
+        let x = Lanes::splat(*x);
+        let e = x - (x * id).code(-127.0, 127.0) * d;
+        error = error + Lanes::splat(*w) * e * e;
+    }
+    d.0[error.argmin()]
+}
+
+/// The nearest code; it does not depend on what errors cost.
+#[inline(always)]
+fn choose_code(id: f32, x: f32) -> f32 {
+    code(x * id, -127.0, 127.0)
+}

@@ -1,0 +1,19 @@
+//! Encoders per block format and the byte-exact budget solver.
+//!
+//! Knows: how to round weights into the formats of [`kizami_kernels`], how far the result is from
+//! the original, and how to spend a budget of bytes over tensors. Does not know: files, what a tensor
+//! is for, Python.
+#![deny(unsafe_code)]
+
+pub mod encode;
+pub mod error;
+pub mod metric;
+pub mod plan;
+pub mod statistics;
+pub mod tensor;
+
+pub use encode::encode_rows;
+pub use error::Error;
+pub use metric::Metric;
+pub use plan::solve;
+pub use statistics::Statistics;

@@ -1,0 +1,89 @@
+//! Whole tensors: every matrix of a stack, all threads, any source format.
+//!
+//! Rows are decoded, encoded and dropped in small groups, so memory is the output's and little
+//! more. The groups do not show in the bytes.
+
+use crate::error::{Error, expect_len};
+use crate::{Metric, encode_rows};
+use kizami_kernels::matmul::dequantize;
+use kizami_kernels::{Matrix, Type, par};
+
+/// Rows handled together: about this many weights.
+const GROUP_WEIGHTS: usize = 16_384;
+
+fn group_rows(cols: usize) -> usize {
+    (GROUP_WEIGHTS / cols.max(1)).max(1)
+}
+
+/// Importance of matrix `index`, of `[matrices][cols]`.
+fn importance_of(importance: Option<&[f32]>, index: usize, cols: usize) -> Option<&[f32]> {
+    importance.map(|h| &h[index * cols..(index + 1) * cols])
+}
+
+/// Encodes all matrices of a tensor as `ty`, one after the other.
+///
+/// `importance` holds the mean squared activation of every column of every matrix.
+pub fn encode(matrices: &[Matrix<'_>], ty: Type, importance: Option<&[f32]>) -> Result<Vec<u8>, Error> {
+    let cols = matrices.first().map_or(0, Matrix::cols);
+    let total: usize = matrices.iter().map(Matrix::rows).sum();
+    if let Some(h) = importance {
+        expect_len("importance of columns", h.len(), matrices.len() * cols)?;
+    }
+    let row_length = Error::RowLength { ty: ty.name(), cols, block: ty.block() };
+    let row_bytes = ty.row_bytes(cols).ok_or(row_length)?;
+    let mut out = vec![0u8; total * row_bytes];
+    let mut tasks = Vec::new();
+    let mut rest = out.as_mut_slice();
+    for (index, w) in matrices.iter().enumerate() {
+        let (part, more) = rest.split_at_mut(w.rows() * row_bytes);
+        rest = more;
+        for (group, out) in part.chunks_mut(group_rows(cols) * row_bytes).enumerate() {
+            tasks.push((w, group * group_rows(cols), importance_of(importance, index, cols), out));
+        }
+    }
+    let results: Vec<_> = par::map(tasks, |(w, start, importance, out)| {
+        let mut rows = vec![0.0; out.len() / row_bytes * cols];
+        dequantize(w, start, &mut rows).expect("rows of the matrix");
+        encode_rows(ty, &rows, cols, importance, out).map_err(|e| e.below(start))
+    });
+    results.into_iter().collect::<Result<(), _>>().map(|()| out)
+}
+
+/// What encoding as `ty` would do to a tensor, measured on about `weights` of its weights: whole
+/// rows, spread evenly over all matrices, each weighted by its importance.
+pub fn distortion(
+    matrices: &[Matrix<'_>],
+    ty: Type,
+    importance: Option<&[f32]>,
+    weights: usize,
+) -> Result<Metric, Error> {
+    let cols = matrices.first().map_or(0, Matrix::cols);
+    if let Some(h) = importance {
+        expect_len("importance of columns", h.len(), matrices.len() * cols)?;
+    }
+    let row_length = Error::RowLength { ty: ty.name(), cols, block: ty.block() };
+    let row_bytes = ty.row_bytes(cols).ok_or(row_length)?;
+    let wanted = (weights / cols.max(1) / matrices.len().max(1)).max(8);
+    let tasks: Vec<_> = (0..matrices.len()).collect();
+    let results: Vec<Result<Metric, Error>> = par::map(tasks, |index| {
+        let w = &matrices[index];
+        let importance = importance_of(importance, index, cols);
+        let n = wanted.min(w.rows());
+        let mut sum = Metric::default();
+        let (mut row, mut back, mut bytes) = (vec![0.0; cols], vec![0.0; cols], vec![0u8; row_bytes]);
+        for i in 0..n {
+            let at = i * w.rows() / n;
+            dequantize(w, at, &mut row).expect("a row of the matrix");
+            encode_rows(ty, &row, cols, importance, &mut bytes).map_err(|e| e.below(at))?;
+            let encoded = Matrix::new(ty, 1, cols, &bytes, &[]).expect("one encoded row");
+            dequantize(&encoded, 0, &mut back).expect("one encoded row");
+            sum.add(Metric::of_row(&row, &back, importance));
+        }
+        Ok(sum)
+    });
+    let mut sum = Metric::default();
+    for part in results {
+        sum.add(part?);
+    }
+    Ok(sum)
+}
