@@ -175,20 +175,28 @@ class Checkpoint(Mapping[str, _core.Tensor]):
         for gguf_name, recipe in self._recipes.items():
             types = {self._check_tensor(name, recipe) for name in recipe.names}
             if len(types) > 1:
-                raise FormatError(f"{self.path}: {gguf_name}: experts of types {sorted(types)}, expected one type")
+                raise FormatError(
+                    f"{self.path}: {gguf_name}: experts of types {sorted(types)}, expected one type"
+                )
             used.update(recipe.names)
-            used.update(scale_name(name) for name in recipe.names if files[name].entries[name].dtype == "F8_E4M3")
+            used.update(
+                scale_name(name) for name in recipe.names if files[name].entries[name].dtype == "F8_E4M3"
+            )
         dropped = set[int]()
         for name in files.keys() - used:
             parts = name.split(".")
             layer = int(parts[2]) if name.startswith("model.layers.") and parts[2].isdecimal() else -1
             if layer >= self.config.layers:
                 dropped.add(layer)
-            elif not name.endswith(".rotary_emb.inv_freq") and not (self.config.tied and name == "lm_head.weight"):
+            elif not name.endswith(".rotary_emb.inv_freq") and not (
+                self.config.tied and name == "lm_head.weight"
+            ):
                 raise FormatError(f"{files[name].path}: tensor {name!r} is not part of this architecture")
         if dropped:
             which = ", ".join(map(str, sorted(dropped)))
-            self.notes.append(f"multi-token-prediction layer {which} left out: it does not change the main model")
+            self.notes.append(
+                f"multi-token-prediction layer {which} left out: it does not change the main model"
+            )
 
     def _check_tensor(self, name: str, recipe: Recipe) -> str:
         config, file = self.config, self._store.files.get(name)
@@ -201,11 +209,14 @@ class Checkpoint(Mapping[str, _core.Tensor]):
         entry = file.entries[name]
         if entry.shape != expected:
             raise FormatError(
-                f"{file.path}: tensor {name!r}: shape {list(entry.shape)}, expected {list(expected)} by config.json"
+                f"{file.path}: tensor {name!r}: shape {list(entry.shape)}, expected {list(expected)}",
+                hint="by the widths in config.json",
             )
         allowed = WEIGHT_TYPES if len(expected) == 2 else WEIGHT_TYPES[1:]
         if entry.dtype not in allowed:
-            raise FormatError(f"{file.path}: tensor {name!r}: type {entry.dtype}, expected {' or '.join(allowed)}")
+            raise FormatError(
+                f"{file.path}: tensor {name!r}: type {entry.dtype}, expected {' or '.join(allowed)}"
+            )
         if entry.dtype == "F8_E4M3":
             self._check_scale(name, expected)
         return entry.dtype
@@ -216,15 +227,18 @@ class Checkpoint(Mapping[str, _core.Tensor]):
         file = self._store.files.get(scale)
         if file is None:
             where = self._store.files[name].path
-            raise FormatError(f"{where}: tensor {scale!r} is missing, expected F32 {list(blocks)} beside {name!r}")
+            raise FormatError(
+                f"{where}: tensor {scale!r} is missing, expected F32 {list(blocks)} beside {name!r}"
+            )
         entry = file.entries[scale]
         if not self.config.fp8:
             raise FormatError(
-                f"{self.path / 'config.json'}: field 'quantization_config' is missing, but {name!r} is F8_E4M3"
+                f"{self.path / 'config.json'}: no 'quantization_config', but tensor {name!r} is F8_E4M3"
             )
         if entry.dtype != "F32" or entry.shape != blocks:
             raise FormatError(
-                f"{file.path}: tensor {scale!r}: {entry.dtype} {list(entry.shape)}, expected F32 {list(blocks)}"
+                f"{file.path}: tensor {scale!r}: {entry.dtype} {list(entry.shape)}, "
+                f"expected F32 {list(blocks)}"
             )
 
 
@@ -271,7 +285,9 @@ def _attention(config: Config, source: str) -> dict[str, Recipe]:
     else:
         table["attn_q.weight"] = Recipe((queries, hidden), (attention + "q_proj.weight",))
     return table | {
-        "attn_kv_a_mqa.weight": Recipe((latent + config.rope, hidden), (attention + "kv_a_proj_with_mqa.weight",)),
+        "attn_kv_a_mqa.weight": Recipe(
+            (latent + config.rope, hidden), (attention + "kv_a_proj_with_mqa.weight",)
+        ),
         "attn_kv_a_norm.weight": Recipe((latent,), (attention + "kv_a_layernorm.weight",), "f32"),
         "attn_k_b.weight": Recipe((config.heads, latent, config.nope), kv_b, "k_b"),
         "attn_v_b.weight": Recipe((config.heads, config.value, latent), kv_b, "v_b"),

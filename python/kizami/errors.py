@@ -26,13 +26,13 @@ class KizamiError(Exception):
 
 
 class FormatError(KizamiError, ValueError):
-    """A file is not what it should be: truncated, malformed, inconsistent, or of a kind kizami cannot read."""
+    """A file is not what it should be: truncated, malformed, inconsistent, or of another kind."""
 
     exit_code = 65
 
 
 class UsageError(KizamiError, ValueError):
-    """The caller asked for something impossible: an unknown name, a number out of range, a wrong combination."""
+    """The caller asked for the impossible: an unknown name, a number out of range, a wrong combination."""
 
     exit_code = 2
 

@@ -48,7 +48,7 @@ def mistaken_for(head: bytes) -> tuple[str, str | None] | None:
 
 
 def read_head(path: Path, count: int = 64) -> bytes:
-    """First `count` bytes of a regular file; InputOutputError when it is missing, unreadable or not a file."""
+    """First `count` bytes of a regular file; InputOutputError if missing, unreadable or not a file."""
     try:
         if path.is_dir():
             raise InputOutputError(f"{path}: is a directory, expected a file")
@@ -87,7 +87,9 @@ class GGUF(Mapping[str, _core.Tensor]):
         head = read_head(self.path)
         if not head.startswith(MAGIC):
             what, hint = mistaken_for(head) or (f"bytes {head[:4].hex(' ') or 'none: it is empty'}", None)
-            raise FormatError(f"{self.path}: not a GGUF file: found {what}, expected the magic 'GGUF'", hint=hint)
+            raise FormatError(
+                f"{self.path}: not a GGUF file: found {what}, expected the magic 'GGUF'", hint=hint
+            )
         try:
             self._file = _core.GgufFile(str(self.path))
         except KizamiError:

@@ -77,7 +77,9 @@ class Imatrix:
         for name in sorted(self.entries):
             sums, counts = (np.ascontiguousarray(part, "<f4") for part in self.entries[name])
             if sums.ndim != 2 or counts.shape != sums.shape[:1] or not sums.size:
-                raise UsageError(f"importance of {name!r}: sums {sums.shape} and counts {counts.shape} disagree")
+                raise UsageError(
+                    f"importance of {name!r}: sums {sums.shape} and counts {counts.shape} disagree"
+                )
             if len((name + SUMS).encode()) > MAX_TENSOR_NAME:
                 raise UsageError(f"importance of {name!r}: name is too long for a GGUF")
             # ggml drops trailing dimensions of one, so a single matrix is written as a vector.
@@ -115,7 +117,7 @@ class Imatrix:
         sums, counts = self.entries[name]
         if sums.size != n_mat * cols or len(counts) not in (1, n_mat):
             raise FormatError(
-                f"importance of {name!r}: {sums.shape[0]} x {sums.shape[1]} values, expected {n_mat} x {cols}",
+                f"importance of {name!r}: found {list(sums.shape)} values, expected {[n_mat, cols]}",
                 hint="the importance matrix belongs to another model",
             )
         # A stack of matrices with one common count (attention heads) comes as one long row.
@@ -195,7 +197,9 @@ class _Reader:
     def count(self, what: str, low: int, high: int) -> int:
         (value,) = struct.unpack("<i", self.take(4, what))
         if not low <= value <= high:
-            raise FormatError(f"{self.path}: {what} at byte {self.at - 4:,}: found {value}, expected {low} to {high:,}")
+            raise FormatError(
+                f"{self.path}: {what} at byte {self.at - 4:,}: found {value}, expected {low} to {high:,}"
+            )
         return value
 
     def text(self, length: int, what: str) -> str:
@@ -210,7 +214,9 @@ def _read_dat(path: Path) -> Imatrix:
     matrix = Imatrix()
     # An entry is at least a one-letter name, two counts and a value.
     for index in range(reader.count("number of entries", 1, max(reader.left // 17, 1))):
-        name = reader.text(reader.count(f"name length of entry {index}", 1, MAX_NAME), f"name of entry {index}")
+        name = reader.text(
+            reader.count(f"name length of entry {index}", 1, MAX_NAME), f"name of entry {index}"
+        )
         calls = reader.count(f"calls of {name!r}", 1, (1 << 31) - 1)
         values = reader.count(f"values of {name!r}", 1, max(reader.left // 4, 1))
         if name in matrix.entries:

@@ -53,7 +53,9 @@ def split_name(name: str, parameters: int = 0) -> NameParts:
     kinds = [_kind(part, index, parameters) for index, part in enumerate(parts)]
     parts = [_spelling(part, kind) for part, kind in zip(parts, kinds, strict=True)]
     if any(kind == "size" and not part.isalpha() for part, kind in zip(parts, kinds, strict=True)):
-        kinds = ["" if kind == "size" and part.isalpha() else kind for part, kind in zip(parts, kinds, strict=True)]
+        kinds = [
+            "" if kind == "size" and part.isalpha() else kind for part, kind in zip(parts, kinds, strict=True)
+        ]
 
     # The basename is the leading run of plain words and versions, without the versions that end the name.
     lead = 0
@@ -115,7 +117,9 @@ def size_label(shapes: dict[str, tuple[int, ...]]) -> str:
         else:
             shared += math.prod(shape)
     count = shared + one_expert
-    scale, suffix = next(((1000**n, s) for n, s in ((4, "T"), (3, "B"), (2, "M")) if count > 1000**n), (1000, "K"))
+    scale, suffix = next(
+        ((1000**n, s) for n, s in ((4, "T"), (3, "B"), (2, "M")) if count > 1000**n), (1000, "K")
+    )
     scaled = count / scale
     rounded = f"{scaled:.{0 if round(scaled) >= 10 else 1}f}{suffix}"
     return f"{total // stacks}x{rounded}" if stacks else rounded
@@ -150,7 +154,9 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
-def general_metadata(directory: Path, config: dict[str, object], shapes: dict[str, tuple[int, ...]]) -> TypedMetadata:
+def general_metadata(
+    directory: Path, config: dict[str, object], shapes: dict[str, tuple[int, ...]]
+) -> TypedMetadata:
     """The `general.*` keys: architecture and type first, then sampling, names, license, origin, tags.
 
     Args:

@@ -24,7 +24,12 @@ def _split(regex: str) -> Component:
 
 
 _DIGIT: Component = {"type": "Digits", "individual_digits": True}
-_BYTE_LEVEL: Component = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+_BYTE_LEVEL: Component = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": False,
+}
 
 _CJK = "[一-龥ࠀ-一가-\ud7ff]+"
 # Letters of the scripts with case (Latin, Greek, Cyrillic, Armenian, Georgian, Cherokee, ...), as published;
@@ -100,9 +105,7 @@ RULES: dict[str, Rules] = {
     ),
     "qwen2": Rules(_QWEN2, nfc=True),
     "deepseek-r1-qwen": Rules(_QWEN2),
-    "llama-bpe": Rules(
-        (_words(r"\p{N}{1,3}"), _BYTE_LEVEL), ignore_merges=True, add_bos=True
-    ),
+    "llama-bpe": Rules((_words(r"\p{N}{1,3}"), _BYTE_LEVEL), ignore_merges=True, add_bos=True),
 }
 
 

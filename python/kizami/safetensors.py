@@ -113,7 +113,9 @@ class SafetensorsFile:
         if size < 10 or not 2 <= length <= MAX_HEADER:
             raise FormatError(f"{path}: not a safetensors file: {size:,} bytes, header length {length:,}")
         if 8 + length > size:
-            raise FormatError(f"{path}: truncated: the header alone needs {8 + length:,} bytes, have {size:,}")
+            raise FormatError(
+                f"{path}: truncated: the header alone needs {8 + length:,} bytes, have {size:,}"
+            )
         try:
             with open(path, "rb") as file:
                 file.seek(8)
@@ -146,7 +148,8 @@ def _entries(header: bytes, start: int, size: int, path: str) -> dict[str, Entry
         if entry.begin != at:
             kind = "a hole" if entry.begin > at else "an overlap"
             raise FormatError(
-                f"{path}: tensor {name!r}: {kind} after {previous}: begins at {entry.begin:,}, expected {at:,}"
+                f"{path}: tensor {name!r}: {kind} after {previous}: "
+                f"begins at byte {entry.begin:,}, expected {at:,}"
             )
         at, previous = entry.end, f"tensor {name!r}"
     if at > size:
@@ -168,7 +171,9 @@ def _entry(record: object, start: int, what: str) -> Entry:
         raise FormatError(f"{what}: data_offsets {offsets!r} is not [begin, end]")
     needed = math.prod(shape) * BITS[dtype] // 8
     if offsets[1] - offsets[0] != needed:
-        raise FormatError(f"{what}: {offsets[1] - offsets[0]:,} bytes, expected {needed:,} for {dtype} {shape}")
+        raise FormatError(
+            f"{what}: {offsets[1] - offsets[0]:,} bytes, expected {needed:,} for {dtype} {shape}"
+        )
     return Entry(dtype, tuple(shape), start + offsets[0], start + offsets[1])
 
 
@@ -211,7 +216,11 @@ class SafetensorsDirectory:
         shards: dict[str, SafetensorsFile] = {}
         for name, shard_name in weight_map.items():
             # A name with a separator could leave the directory.
-            if not isinstance(shard_name, str) or shard_name != os.path.basename(shard_name) or "\\" in shard_name:
+            if (
+                not isinstance(shard_name, str)
+                or shard_name != os.path.basename(shard_name)
+                or "\\" in shard_name
+            ):
                 raise FormatError(f"{index}: tensor {name!r}: shard {shard_name!r} is not a plain file name")
             if shard_name not in shards:
                 shard_path = self.path / shard_name
@@ -222,11 +231,15 @@ class SafetensorsDirectory:
                     )
                 shards[shard_name] = SafetensorsFile(shard_path)
             if name not in shards[shard_name].entries:
-                raise FormatError(f"{self.path / shard_name}: tensor {name!r} is missing ({index.name} puts it here)")
+                raise FormatError(
+                    f"{self.path / shard_name}: tensor {name!r} is missing ({index.name} puts it here)"
+                )
             self.files[name] = shards[shard_name]
         # `metadata.total_size` of published checkpoints is not always the sum of bytes; the shards' own
         # headers are, so they decide.
         for shard_name, shard in shards.items():
             for name in shard.entries:
                 if weight_map.get(name) != shard_name:
-                    raise FormatError(f"{shard.path}: tensor {name!r} is not assigned to this shard by {index.name}")
+                    raise FormatError(
+                        f"{shard.path}: tensor {name!r} is not assigned to this shard by {index.name}"
+                    )

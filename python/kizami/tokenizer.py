@@ -41,7 +41,15 @@ ADD_KEYS = ("bos", "eos", "sep")
 
 # Control tokens that end a turn whatever the metadata calls them.
 END_OF_TURN = frozenset(
-    ("<｜end▁of▁sentence｜>", "<|EOT|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>")
+    (
+        "<｜end▁of▁sentence｜>",
+        "<|EOT|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end_of_text|>",
+        "<|endoftext|>",
+    )
 )
 
 
@@ -86,7 +94,7 @@ class Tokenizer:
         missing = {c for c, byte in BYTE_OF.items() if byte not in NEVER_IN_UTF8} - set(tokens)
         if missing:
             raise FormatError(
-                f"{source}: not byte-level BPE: the vocabulary has no token for byte {BYTE_OF[min(missing)]:#04x}"
+                f"{source}: not byte-level BPE: no token for byte {BYTE_OF[min(missing)]:#04x}"
                 + (f" and {len(missing) - 1} others" if len(missing) > 1 else "")
             )
         for name, token in special.ids.items():
@@ -123,9 +131,12 @@ class Tokenizer:
         if not isinstance(vocab, dict) or model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
             raise FormatError(f"{path}: field 'model': expected byte-level BPE without byte fallback")
         if not isinstance(added, list) or not all(
-            isinstance(t, dict) and isinstance(t.get("content"), str) and type(t.get("id")) is int for t in added
+            isinstance(t, dict) and isinstance(t.get("content"), str) and type(t.get("id")) is int
+            for t in added
         ):
-            raise FormatError(f"{path}: field 'added_tokens': expected a list of objects with 'id' and 'content'")
+            raise FormatError(
+                f"{path}: field 'added_tokens': expected a list of objects with 'id' and 'content'"
+            )
 
         by_id: dict[int, tuple[str, int]] = {}
         for text, token in vocab.items():
@@ -143,7 +154,9 @@ class Tokenizer:
 
         special = read_special(path, spec, config or {})
         bos = special.ids.get("bos")
-        pre = recognize(spec.get("pre_tokenizer"), tokens[bos] if bos is not None and bos < len(tokens) else None)
+        pre = recognize(
+            spec.get("pre_tokenizer"), tokens[bos] if bos is not None and bos < len(tokens) else None
+        )
         if pre and bool(model.get("ignore_merges", False)) != RULES[pre].ignore_merges:
             pre = None  # the name would promise a reader something else
         # What is left of the file would add tokens on its own, or cut the text short.
@@ -166,23 +179,31 @@ class Tokenizer:
         def table(key: str, kind: type) -> list:
             value = metadata.get(f"tokenizer.ggml.{key}")
             if not isinstance(value, list) or not all(type(item) is kind for item in value):
-                raise FormatError(f"{source}: field 'tokenizer.ggml.{key}': expected an array of {kind.__name__}")
+                raise FormatError(
+                    f"{source}: field 'tokenizer.ggml.{key}': expected an array of {kind.__name__}"
+                )
             return value
 
         model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
         if model != "gpt2":
-            raise FormatError(f"{source}: field 'tokenizer.ggml.model': found {model!r}, expected 'gpt2' (byte-level BPE)")
+            raise FormatError(
+                f"{source}: field 'tokenizer.ggml.model': found {model!r}, expected 'gpt2' (byte-level BPE)"
+            )
         if not isinstance(pre, str) or pre not in RULES:
             raise FormatError(
                 f"{source}: field 'tokenizer.ggml.pre': found {pre!r}, expected one of {' '.join(RULES)}",
                 hint="without these rules the ids would be wrong, so kizami does not guess",
             )
         tokens, merges = table("tokens", str), table("merges", str)
-        types = table("token_type", int) if "tokenizer.ggml.token_type" in metadata else [NORMAL] * len(tokens)
+        types = (
+            table("token_type", int) if "tokenizer.ggml.token_type" in metadata else [NORMAL] * len(tokens)
+        )
         if len(types) != len(tokens):
             raise FormatError(f"{source}: {len(types):,} token types for {len(tokens):,} tokens")
         if odd := set(types) - {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED}:
-            raise FormatError(f"{source}: field 'tokenizer.ggml.token_type': type {min(odd)} has no place in this model")
+            raise FormatError(
+                f"{source}: field 'tokenizer.ggml.token_type': type {min(odd)} has no place in this model"
+            )
         vocab = {text: token for token, text in enumerate(tokens)}
         if len(vocab) != len(tokens):
             twice = next(text for token, text in enumerate(tokens) if vocab[text] != token)
@@ -214,7 +235,9 @@ class Tokenizer:
                 "merges": [merge.split(" ", 1) for merge in merges],
             },
         }
-        return cls(spec, list(tokens), list(types), list(merges), pre, _special_from(metadata, source), source)
+        return cls(
+            spec, list(tokens), list(types), list(merges), pre, _special_from(metadata, source), source
+        )
 
     # -- text and ids ----------------------------------------------------------------------------------
 
@@ -236,11 +259,13 @@ class Tokenizer:
         try:
             ids = backend.encode(text, add_special_tokens=False).ids
         except UnicodeEncodeError as error:
-            raise UsageError(f"text is not valid Unicode: lone surrogate at character {error.start}") from None
+            raise UsageError(
+                f"text is not valid Unicode: lone surrogate at character {error.start}"
+            ) from None
         return [self.bos, *ids] if bos else ids
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Control tokens are left out unless `special`."""
+        """Text of `ids`; bytes that are no UTF-8 become U+FFFD, control tokens nothing unless `special`."""
         return b"".join(self.token_bytes(token, special) for token in ids).decode("utf-8", errors="replace")
 
     def stream(self, special: bool = False) -> TokenStream:
@@ -289,9 +314,13 @@ class Tokenizer:
             ("tokenizer.ggml.token_type", "[i32]", types),
             ("tokenizer.ggml.merges", "[str]", list(self._merges)),
         ]
-        keys += [(f"tokenizer.ggml.{ID_KEYS[name]}", "u32", token) for name, token in self.special.ids.items()]
+        keys += [
+            (f"tokenizer.ggml.{ID_KEYS[name]}", "u32", token) for name, token in self.special.ids.items()
+        ]
         keys += [(f"tokenizer.ggml.add_{name}_token", "bool", add) for name, add in self.special.add.items()]
-        keys += [(f"tokenizer.chat_template.{name}", "str", text) for name, text in self.chat_templates.items()]
+        keys += [
+            (f"tokenizer.chat_template.{name}", "str", text) for name, text in self.chat_templates.items()
+        ]
         if self.chat_templates:
             keys.append(("tokenizer.chat_templates", "[str]", sorted(self.chat_templates)))
         if self.chat_template is not None:

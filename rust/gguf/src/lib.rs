@@ -24,10 +24,11 @@
 //! | [`types`] | the table of tensor types |
 //! | [`value`] | metadata values |
 //! | [`error`] | everything that can be wrong |
+//! | [`lookalike`] | wrong files that are common |
 //! | [`header`] | the parsed header, lookups by name |
 //! | [`read`] | bytes to header, all checks |
 //! | [`layout`] | header to bytes, exact file size |
-//! | [`file`] | mapped files and split sets |
+//! | [`mod@file`] | mapped files and split sets |
 //! | [`mod@write`] | the writer: partial file, positioned writes, rename |
 #![deny(unsafe_code)]
 
@@ -35,6 +36,7 @@ pub mod error;
 pub mod file;
 pub mod header;
 pub mod layout;
+pub mod lookalike;
 pub mod read;
 mod split;
 pub mod types;
@@ -42,10 +44,11 @@ pub mod value;
 mod wire;
 pub mod write;
 
-pub use error::{Error, Kind, Lookalike};
+pub use error::{Error, Kind};
 pub use file::{File, View};
 pub use header::{Header, TensorInfo};
 pub use layout::Layout;
+pub use lookalike::Lookalike;
 pub use read::parse;
 pub use types::TypeId;
 pub use value::{Array, Value};

@@ -4,9 +4,10 @@
 //! again. Counts are bounded by the bytes that are left before memory is reserved, sizes are computed
 //! with checked arithmetic. Does not touch files or tensor data.
 
-use crate::error::{Kind, Lookalike};
+use crate::error::Kind;
 use crate::header::{Header, TensorInfo};
 use crate::layout::{ALIGNMENT_KEY, MAGIC};
+use crate::lookalike::Lookalike;
 use crate::types::TypeId;
 use crate::value::Value;
 use crate::wire::{Cursor, Place, Wire};

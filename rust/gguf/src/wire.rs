@@ -48,12 +48,13 @@ impl<'a> Cursor<'a> {
     /// The next `len` bytes.
     pub(crate) fn take(&mut self, len: u64, place: Place) -> Result<&'a [u8], Kind> {
         let rest = &self.bytes[self.at..];
-        let taken = usize::try_from(len).ok().and_then(|n| rest.get(..n)).ok_or_else(|| Kind::HeaderTruncated {
-            field: place.field(),
-            offset: self.offset(),
-            needs: len,
-            left: self.left(),
-        })?;
+        let taken =
+            usize::try_from(len).ok().and_then(|n| rest.get(..n)).ok_or_else(|| Kind::HeaderTruncated {
+                field: place.field(),
+                offset: self.offset(),
+                needs: len,
+                left: self.left(),
+            })?;
         self.at += taken.len();
         Ok(taken)
     }

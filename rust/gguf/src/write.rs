@@ -127,7 +127,8 @@ impl Writer {
             return Err(self.error(Kind::WrittenTwice { tensor: name.to_owned(), start, len }));
         }
         // A part that fails here stays claimed but never counts as written: finish refuses.
-        write_at(self.partial.as_file(), bytes, info.offset + start).map_err(io_error("write", &self.path))?;
+        write_at(self.partial.as_file(), bytes, info.offset + start)
+            .map_err(io_error("write", &self.path))?;
         self.progress()[index].written += len;
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What an instruction set must offer: about a dozen primitives, no formats, no drivers.
+//! What an instruction set must offer: about two dozen primitives, no formats, no drivers.
 //!
 //! An implementation is a zero-sized token; holding one proves that the instructions exist,
 //! because only [`crate::dispatch`] makes them after asking the CPU. Every method must be
@@ -22,6 +22,8 @@ pub const LANES: usize = 16;
 pub trait Isa: Copy + Send + Sync + 'static {
     /// Sixteen f32 lanes: one 512-bit register, two of 256 bits, or an array.
     type F: Copy;
+    /// Thirty-two bytes.
+    type B: Copy;
     /// Whether sixteen [`Isa::F`] accumulators fit the register file.
     const WIDE: bool;
 
@@ -44,6 +46,24 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// `sum of a[s] * b[s]`, exact: sub-block minimums times activation sums.
     fn dot_sums(self, a: &[i16; 16], b: &[i16; 16]) -> i32;
 
+    /// Loads 32 bytes.
+    fn bytes(self, x: &[u8; 32]) -> Self::B;
+    /// Low nibbles of 16 bytes, then their high nibbles.
+    fn nibbles(self, x: &[u8; 16]) -> Self::B;
+    /// Stores 32 bytes.
+    fn put(self, x: Self::B, out: &mut [i8; 32]);
+    /// All bytes `x`.
+    fn splat_byte(self, x: u8) -> Self::B;
+    /// Bitwise and.
+    fn and(self, a: Self::B, b: Self::B) -> Self::B;
+    /// Bitwise or.
+    fn or(self, a: Self::B, b: Self::B) -> Self::B;
+    /// `a - b`, wrapping, byte by byte.
+    fn sub(self, a: Self::B, b: Self::B) -> Self::B;
+    /// Each byte shifted right, zeros coming in.
+    fn shr<const N: i32>(self, x: Self::B) -> Self::B;
+    /// Each byte shifted left, zeros coming in.
+    fn shl<const N: i32>(self, x: Self::B) -> Self::B;
     /// `table[index]` for 32 indices below 16.
-    fn lookup16(self, table: &[i8; 16], indices: &[u8; 32]) -> [i8; 32];
+    fn lookup16(self, table: &[i8; 16], indices: Self::B) -> Self::B;
 }

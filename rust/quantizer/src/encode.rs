@@ -10,11 +10,15 @@
 
 mod codebook;
 mod float;
+mod iq1_s;
+mod iq2_xxs;
+mod iq3_xxs;
 mod iq4_nl;
 mod lanes;
 mod q4_k;
 mod q6_k;
 mod q8_0;
+mod steps;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -22,7 +26,7 @@ mod tests;
 use crate::error::{Error, expect_len};
 use bytemuck::Pod;
 use kizami_kernels::dispatch::Op;
-use kizami_kernels::formats::*;
+use kizami_kernels::formats::{Iq1S, Iq2Xxs, Iq3Xxs, Iq4Nl, Q4K, Q6K, Q8_0};
 use kizami_kernels::isa::Isa;
 use kizami_kernels::{Type, dispatch};
 use target::Target;
@@ -69,9 +73,9 @@ pub fn encode_rows(
         Type::Iq4Nl => blocks::<Iq4Nl, 32>(rows, cols, importance, out),
         Type::Q4K => blocks::<Q4K, 256>(rows, cols, importance, out),
         Type::Q6K => blocks::<Q6K, 256>(rows, cols, importance, out),
-        Type::Iq3Xxs => return Err(Error::NoEncoder { ty: ty.name() }),
-        Type::Iq2Xxs => return Err(Error::NoEncoder { ty: ty.name() }),
-        Type::Iq1S => return Err(Error::NoEncoder { ty: ty.name() }),
+        Type::Iq3Xxs => blocks::<Iq3Xxs, 256>(rows, cols, importance, out),
+        Type::Iq2Xxs => blocks::<Iq2Xxs, 256>(rows, cols, importance, out),
+        Type::Iq1S => blocks::<Iq1S, 256>(rows, cols, importance, out),
     }
     Ok(())
 }

@@ -51,8 +51,10 @@ pub(super) const fn unpack<const LEN: usize, const ENTRIES: usize>(
     out
 }
 
-/// `-code` where the mask is -1, `code` where it is 0. A loop over byte vectors once inlined.
+/// `-code` where the mask is -1, `code` where it is 0, for eight positive codes at once. Each byte is
+/// complemented and gets one added, which cannot carry into the next: only a zero code would.
 #[inline(always)]
-pub(super) fn apply_signs<const N: usize>(codes: [i8; N], masks: [i8; N]) -> [i8; N] {
-    std::array::from_fn(|i| (codes[i] ^ masks[i]).wrapping_sub(masks[i]))
+pub(super) fn apply_signs(codes: [i8; 8], masks: [i8; 8]) -> [i8; 8] {
+    let (codes, masks): (u64, u64) = (bytemuck::cast(codes), bytemuck::cast(masks));
+    bytemuck::cast((codes ^ masks) + (masks & 0x0101_0101_0101_0101))
 }

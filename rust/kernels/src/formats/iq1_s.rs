@@ -33,6 +33,13 @@ pub struct BlockIq1S {
 }
 const _: () = assert!(size_of::<BlockIq1S>() == 50 && align_of::<BlockIq1S>() == 1);
 
+/// The codebook as decoding wants it: `8 * value` with the top bit flipped, so that one can be added
+/// or taken in each of eight bytes at once without a carry.
+static SHIFTABLE: [[i8; 8]; 2048] = grids::unpack(&grids::IQ1_S, &[-8 ^ i8::MIN, i8::MIN, 8 ^ i8::MIN], 2);
+
+/// A one in each of eight bytes.
+const BYTES: u64 = 0x0101_0101_0101_0101;
+
 /// Marker of the format.
 #[derive(Debug, Clone, Copy)]
 pub struct Iq1S;
@@ -47,18 +54,18 @@ impl Format for Iq1S {
     fn decode<I: Isa>(_: I, blocks: &[BlockIq1S], out: &mut Chunk) {
         let b = &blocks[0];
         out.d = half_at(b.d) * 0.125;
-        let low: &[[u8; 4]; 8] = bytemuck::cast_ref(&b.qs);
-        let high: &[[u8; 2]; 8] = bytemuck::cast_ref(&b.qh);
-        for (g, codes) in out.codes.chunks_exact_mut(32).enumerate() {
+        let (low, high) = (b.qs.as_chunks::<4>().0, b.qh.as_chunks::<2>().0);
+        let units = out.codes.as_chunks_mut::<8>().0;
+        for g in 0..8 {
             let word = u16::from_le_bytes(high[g]);
             let scale = (word >> 12 & 7) as i16 * 2 + 1;
             (out.scales[2 * g], out.scales[2 * g + 1]) = (scale, scale);
-            let shift = 1 - 2 * (word >> 15) as i8;
-            let ternary: [[i8; 8]; 4] =
-                std::array::from_fn(|j| GRID[usize::from(low[g][j]) | usize::from(word >> (3 * j) & 7) << 8]);
-            let ternary: [i8; 32] = bytemuck::cast(ternary);
-            for (code, t) in codes.iter_mut().zip(ternary) {
-                *code = 8 * t + shift;
+            // Plus or minus one in each byte.
+            let shift = if word >> 15 == 0 { BYTES } else { BYTES.wrapping_neg() };
+            for j in 0..4 {
+                let entry = usize::from(low[g][j]) | usize::from(word >> (3 * j) & 7) << 8;
+                let eightfold: u64 = bytemuck::cast(SHIFTABLE[entry]);
+                units[4 * g + j] = bytemuck::cast(eightfold.wrapping_add(shift) ^ (0x80 * BYTES));
             }
         }
     }

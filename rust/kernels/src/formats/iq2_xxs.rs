@@ -50,18 +50,15 @@ impl Format for Iq2Xxs {
     fn decode<I: Isa>(_: I, blocks: &[BlockIq2Xxs], out: &mut Chunk) {
         let b = &blocks[0];
         out.d = half_at(b.d) * 0.125;
-        let groups: &[[u8; 8]; 8] = bytemuck::cast_ref(&b.qs);
-        for (g, (group, codes)) in groups.iter().zip(out.codes.chunks_exact_mut(32)).enumerate() {
-            let word = u64::from_le_bytes(*group);
+        let (groups, units) = (b.qs.as_chunks::<8>().0, out.codes.as_chunks_mut::<8>().0);
+        for g in 0..8 {
+            let word = u64::from_le_bytes(groups[g]);
             let scale = (word >> 60) as i16 * 2 + 1;
             (out.scales[2 * g], out.scales[2 * g + 1]) = (scale, scale);
-            let magnitudes: [[i8; 8]; 4] = std::array::from_fn(|j| GRID[usize::from(group[j])]);
-            let masks: [[i8; 8]; 4] =
-                std::array::from_fn(|j| grids::SIGN_MASKS[(word >> (32 + 7 * j)) as usize & 127]);
-            codes.copy_from_slice(&grids::apply_signs::<32>(
-                bytemuck::cast(magnitudes),
-                bytemuck::cast(masks),
-            ));
+            for j in 0..4 {
+                let masks = grids::SIGN_MASKS[(word >> (32 + 7 * j)) as usize & 127];
+                units[4 * g + j] = grids::apply_signs(GRID[usize::from(groups[g][j])], masks);
+            }
         }
     }
 }

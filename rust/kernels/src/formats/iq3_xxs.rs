@@ -52,19 +52,18 @@ impl Format for Iq3Xxs {
     fn decode<I: Isa>(_: I, blocks: &[BlockIq3Xxs], out: &mut Chunk) {
         let b = &blocks[0];
         out.d = half_at(b.d) * 0.25;
-        let entries: &[[u8; 8]; 8] = bytemuck::cast_ref(&b.qs);
-        let words: &[[u8; 4]; 8] = bytemuck::cast_ref(&b.signs_scales);
-        for (g, codes) in out.codes.chunks_exact_mut(32).enumerate() {
+        let (pairs, words) = (b.qs.as_chunks::<2>().0, b.signs_scales.as_chunks::<4>().0);
+        let units = out.codes.as_chunks_mut::<8>().0;
+        for g in 0..8 {
             let word = u32::from_le_bytes(words[g]);
             let scale = (word >> 28) as i16 * 2 + 1;
             (out.scales[2 * g], out.scales[2 * g + 1]) = (scale, scale);
-            let magnitudes: [[i8; 4]; 8] = std::array::from_fn(|j| GRID[usize::from(entries[g][j])]);
-            let masks: [[i8; 8]; 4] =
-                std::array::from_fn(|j| grids::SIGN_MASKS[(word >> (7 * j)) as usize & 127]);
-            codes.copy_from_slice(&grids::apply_signs::<32>(
-                bytemuck::cast(magnitudes),
-                bytemuck::cast(masks),
-            ));
+            for j in 0..4 {
+                let [first, second] = pairs[4 * g + j];
+                let magnitudes = bytemuck::cast([GRID[usize::from(first)], GRID[usize::from(second)]]);
+                let masks = grids::SIGN_MASKS[(word >> (7 * j)) as usize & 127];
+                units[4 * g + j] = grids::apply_signs(magnitudes, masks);
+            }
         }
     }
 }

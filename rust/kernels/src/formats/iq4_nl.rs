@@ -40,14 +40,10 @@ impl Format for Iq4Nl {
 
     #[inline(always)]
     fn decode<I: Isa>(isa: I, blocks: &[BlockIq4Nl], out: &mut Chunk) {
-        for ((b, codes), d) in blocks.iter().zip(out.codes.chunks_exact_mut(GROUP)).zip(&mut out.group_d) {
-            let mut indices = [0; GROUP];
-            for i in 0..16 {
-                indices[i] = b.qs[i] & 15;
-                indices[16 + i] = b.qs[i] >> 4;
-            }
-            codes.copy_from_slice(&isa.lookup16(&LEVELS, &indices));
-            *d = half_at(b.d);
+        let codes = out.codes.as_chunks_mut::<GROUP>().0;
+        for g in 0..blocks.len().min(codes.len()) {
+            isa.put(isa.lookup16(&LEVELS, isa.nibbles(&blocks[g].qs)), &mut codes[g]);
+            out.group_d[g] = half_at(blocks[g].d);
         }
     }
 }

@@ -46,18 +46,23 @@ impl Format for Q6K {
     const SIGNED: bool = true;
 
     #[inline(always)]
-    fn decode<I: Isa>(_: I, blocks: &[BlockQ6K], out: &mut Chunk) {
+    fn decode<I: Isa>(isa: I, blocks: &[BlockQ6K], out: &mut Chunk) {
         let b = &blocks[0];
         out.d = half_at(b.d);
         out.scales = b.scales.map(i16::from);
-        let halves = b.ql.chunks_exact(64).zip(b.qh.chunks_exact(32));
-        for (codes, (ql, qh)) in out.codes.chunks_exact_mut(128).zip(halves) {
-            for i in 0..32 {
-                let (low, high, top) = (ql[i], ql[32 + i], qh[i]);
-                codes[i] = (low & 15 | (top & 3) << 4) as i8 - 32;
-                codes[32 + i] = (high & 15 | (top >> 2 & 3) << 4) as i8 - 32;
-                codes[64 + i] = (low >> 4 | (top >> 4 & 3) << 4) as i8 - 32;
-                codes[96 + i] = (high >> 4 | (top >> 6) << 4) as i8 - 32;
+        let units = out.codes.as_chunks_mut::<32>().0;
+        let (ql, qh) = (b.ql.as_chunks::<32>().0, b.qh.as_chunks::<32>().0);
+        let (low, two, offset) = (isa.splat_byte(15), isa.splat_byte(0x30), isa.splat_byte(32));
+        for half in 0..2 {
+            let (a, b, top) = (isa.bytes(&ql[2 * half]), isa.bytes(&ql[2 * half + 1]), isa.bytes(&qh[half]));
+            let codes = [
+                isa.or(isa.and(a, low), isa.and(isa.shl::<4>(top), two)),
+                isa.or(isa.and(b, low), isa.and(isa.shl::<2>(top), two)),
+                isa.or(isa.shr::<4>(a), isa.and(top, two)),
+                isa.or(isa.shr::<4>(b), isa.and(isa.shr::<2>(top), two)),
+            ];
+            for (i, codes) in codes.into_iter().enumerate() {
+                isa.put(isa.sub(codes, offset), &mut units[4 * half + i]);
             }
         }
     }

@@ -67,6 +67,7 @@ unsafe fn load_unit(codes: &[i8; CHUNK], unit: usize) -> __m256i {
 
 impl Isa for Avx2 {
     type F = (__m256, __m256);
+    type B = __m256i;
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -149,15 +150,86 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn lookup16(self, table: &[i8; 16], indices: &[u8; 32]) -> [i8; 32] {
-        let mut out = [0i8; 32];
+    fn bytes(self, x: &[u8; 32]) -> Self::B {
+        // SAFETY: see the head of the file.
+        unsafe {
+            _mm256_loadu_si256(x.as_ptr().cast())
+        }
+    }
+
+    #[inline(always)]
+    fn nibbles(self, x: &[u8; 16]) -> Self::B {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let x = _mm_loadu_si128(x.as_ptr().cast());
+            let both = _mm256_set_m128i(_mm_srli_epi16::<4>(x), x);
+            _mm256_and_si256(both, _mm256_set1_epi8(15))
+        }
+    }
+
+    #[inline(always)]
+    fn put(self, x: Self::B, out: &mut [i8; 32]) {
+        // SAFETY: see the head of the file.
+        unsafe {
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), x)
+        }
+    }
+
+    #[inline(always)]
+    fn splat_byte(self, x: u8) -> Self::B {
+        // SAFETY: see the head of the file.
+        unsafe {
+            _mm256_set1_epi8(x as i8)
+        }
+    }
+
+    #[inline(always)]
+    fn and(self, a: Self::B, b: Self::B) -> Self::B {
+        // SAFETY: see the head of the file.
+        unsafe {
+            _mm256_and_si256(a, b)
+        }
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::B, b: Self::B) -> Self::B {
+        // SAFETY: see the head of the file.
+        unsafe {
+            _mm256_or_si256(a, b)
+        }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::B, b: Self::B) -> Self::B {
+        // SAFETY: see the head of the file.
+        unsafe {
+            _mm256_sub_epi8(a, b)
+        }
+    }
+
+    #[inline(always)]
+    fn shr<const N: i32>(self, x: Self::B) -> Self::B {
+        // SAFETY: see the head of the file.
+        unsafe {
+            _mm256_and_si256(_mm256_srli_epi16::<N>(x), _mm256_set1_epi8((0xffu8 >> N) as i8))
+        }
+    }
+
+    #[inline(always)]
+    fn shl<const N: i32>(self, x: Self::B) -> Self::B {
+        // SAFETY: see the head of the file.
+        unsafe {
+            _mm256_and_si256(_mm256_slli_epi16::<N>(x), _mm256_set1_epi8((0xffu8 << N) as i8))
+        }
+    }
+
+    #[inline(always)]
+    fn lookup16(self, table: &[i8; 16], indices: Self::B) -> Self::B {
         // SAFETY: see the head of the file.
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-            let indices = _mm256_loadu_si256(indices.as_ptr().cast());
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_shuffle_epi8(table, indices));
+            _mm256_shuffle_epi8(table, indices)
         }
-        out
     }
 }
 

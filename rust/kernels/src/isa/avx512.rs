@@ -3,7 +3,8 @@
 //! SAFETY of every block here: the token exists only where `dispatch.rs` has asked the CPU for the
 //! feature list of [`enter`], and each load or store stays inside the fixed-size array it is given.
 
-use super::{Isa, LANES, avx2};
+use super::avx2::{self, Avx2};
+use super::{Isa, LANES};
 use crate::chunk::{ActChunk, CHUNK, Chunk};
 use crate::dispatch::Op;
 use std::arch::x86_64::*;
@@ -17,6 +18,13 @@ impl Avx512 {
     /// The CPU must have the features of [`enter`].
     pub(crate) unsafe fn new_unchecked() -> Self {
         Self(())
+    }
+
+    /// What 256 bits suffice for is AVX2's: its features are among ours.
+    #[inline(always)]
+    fn narrow(self) -> Avx2 {
+        // SAFETY: `detected` includes AVX2's own test.
+        unsafe { Avx2::new_unchecked() }
     }
 }
 
@@ -60,6 +68,7 @@ unsafe fn quads<const SIGNED: bool>(w: &Chunk, a: &ActChunk, quarter: usize) -> 
 
 impl Isa for Avx512 {
     type F = __m512;
+    type B = __m256i;
     const WIDE: bool = true;
 
     #[inline(always)]
@@ -138,23 +147,56 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     fn dot_sums(self, a: &[i16; 16], b: &[i16; 16]) -> i32 {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let a = _mm256_loadu_si256(a.as_ptr().cast());
-            let b = _mm256_loadu_si256(b.as_ptr().cast());
-            avx2::sum_i32(_mm256_madd_epi16(a, b))
-        }
+        self.narrow().dot_sums(a, b)
     }
 
     #[inline(always)]
-    fn lookup16(self, table: &[i8; 16], indices: &[u8; 32]) -> [i8; 32] {
-        let mut out = [0i8; 32];
-        // SAFETY: see the head of the file.
-        unsafe {
-            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-            let indices = _mm256_loadu_si256(indices.as_ptr().cast());
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_shuffle_epi8(table, indices));
-        }
-        out
+    fn bytes(self, x: &[u8; 32]) -> Self::B {
+        self.narrow().bytes(x)
+    }
+
+    #[inline(always)]
+    fn nibbles(self, x: &[u8; 16]) -> Self::B {
+        self.narrow().nibbles(x)
+    }
+
+    #[inline(always)]
+    fn put(self, x: Self::B, out: &mut [i8; 32]) {
+        self.narrow().put(x, out)
+    }
+
+    #[inline(always)]
+    fn splat_byte(self, x: u8) -> Self::B {
+        self.narrow().splat_byte(x)
+    }
+
+    #[inline(always)]
+    fn and(self, a: Self::B, b: Self::B) -> Self::B {
+        self.narrow().and(a, b)
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::B, b: Self::B) -> Self::B {
+        self.narrow().or(a, b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::B, b: Self::B) -> Self::B {
+        self.narrow().sub(a, b)
+    }
+
+    #[inline(always)]
+    fn shr<const N: i32>(self, x: Self::B) -> Self::B {
+        self.narrow().shr::<N>(x)
+    }
+
+    #[inline(always)]
+    fn shl<const N: i32>(self, x: Self::B) -> Self::B {
+        self.narrow().shl::<N>(x)
+    }
+
+    #[inline(always)]
+    fn lookup16(self, table: &[i8; 16], indices: Self::B) -> Self::B {
+        self.narrow().lookup16(table, indices)
     }
 }

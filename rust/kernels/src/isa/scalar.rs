@@ -15,6 +15,7 @@ fn dot_range(w: &Chunk, a: &ActChunk, start: usize, len: usize) -> i32 {
 
 impl Isa for Scalar {
     type F = [f32; LANES];
+    type B = [u8; 32];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -67,7 +68,52 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
-    fn lookup16(self, table: &[i8; 16], indices: &[u8; 32]) -> [i8; 32] {
-        std::array::from_fn(|i| table[usize::from(indices[i] & 15)])
+    fn bytes(self, x: &[u8; 32]) -> Self::B {
+        *x
+    }
+
+    #[inline(always)]
+    fn nibbles(self, x: &[u8; 16]) -> Self::B {
+        std::array::from_fn(|i| if i < 16 { x[i] & 15 } else { x[i - 16] >> 4 })
+    }
+
+    #[inline(always)]
+    fn put(self, x: Self::B, out: &mut [i8; 32]) {
+        *out = x.map(|x| x as i8);
+    }
+
+    #[inline(always)]
+    fn splat_byte(self, x: u8) -> Self::B {
+        [x; 32]
+    }
+
+    #[inline(always)]
+    fn and(self, a: Self::B, b: Self::B) -> Self::B {
+        std::array::from_fn(|i| a[i] & b[i])
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::B, b: Self::B) -> Self::B {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::B, b: Self::B) -> Self::B {
+        std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
+    }
+
+    #[inline(always)]
+    fn shr<const N: i32>(self, x: Self::B) -> Self::B {
+        x.map(|x| x >> N)
+    }
+
+    #[inline(always)]
+    fn shl<const N: i32>(self, x: Self::B) -> Self::B {
+        x.map(|x| x << N)
+    }
+
+    #[inline(always)]
+    fn lookup16(self, table: &[i8; 16], indices: Self::B) -> Self::B {
+        indices.map(|i| table[usize::from(i & 15)] as u8)
     }
 }

@@ -70,7 +70,7 @@ fn least_squares(target: &Target<32>, id: Lanes) -> f32 {
         qq = qq + wq * q;
     }
     // qq cannot be zero: no level is.
-    let best = (xq * xq / qq).argmax();
+    let best = (Lanes::ZERO - xq * xq / qq).argmin();
     xq.0[best] / qq.0[best]
 }
 

@@ -84,29 +84,29 @@ impl Lanes {
         (self.max(Lanes::splat(low)).min(Lanes::splat(high)) + shift) - shift
     }
 
-    /// The lane of the smallest value, the first of equals.
+    /// A lane with the smallest value.
     #[inline(always)]
-    pub(crate) fn argmin(&self) -> usize {
-        let mut best = 0;
-        for l in 1..LANES {
-            if self.0[l] < self.0[best] {
-                best = l;
+    pub(crate) fn argmin(mut self) -> usize {
+        let mut lanes = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15u32];
+        let mut half = LANES / 2;
+        while half > 0 {
+            for l in 0..half {
+                let less = self.0[l + half] < self.0[l];
+                lanes[l] = if less { lanes[l + half] } else { lanes[l] };
+                self.0[l] = if less { self.0[l + half] } else { self.0[l] };
             }
+            half /= 2;
         }
-        best
+        lanes[0] as usize
     }
+}
 
-    /// The lane of the largest value, the first of equals.
-    #[inline(always)]
-    pub(crate) fn argmax(&self) -> usize {
-        let mut best = 0;
-        for l in 1..LANES {
-            if self.0[l] > self.0[best] {
-                best = l;
-            }
-        }
-        best
-    }
+/// The same value, about which the compiler knows nothing. A loop over tables of [`Lanes`] whose
+/// bounds or indices come from here keeps its bounds checks, and that stops LLVM from vectorizing
+/// across iterations, with gathers and scatters, what is already one instruction per iteration.
+#[inline(always)]
+pub(crate) fn opaque<T>(value: T) -> T {
+    std::hint::black_box(value)
 }
 
 /// 1.5 * 2^23: adding it leaves no bits for a fraction.

@@ -184,11 +184,10 @@ fn integer_lines(target: &Target<256>, d: f32, dmin: f32, guess: &[Line; 8]) -> 
         for l in 0..16 {
             inverse_slope.0[l] = inverse(slope.0[l]);
         }
-        let offset = depth * inverse_slope;
         let mut error = Lanes::ZERO;
         for (x, w) in x.iter().zip(w) {
             let x = Lanes::splat(*x);
-            let q = (x * inverse_slope + offset).code(0.0, 15.0);
+            let q = ((x + depth) * inverse_slope).code(0.0, 15.0);
             let e = x + depth - q * slope;
             error = error + Lanes::splat(*w) * e * e;
         }

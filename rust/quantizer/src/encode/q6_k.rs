@@ -94,7 +94,7 @@ fn free_scale(x: &[f32; 16], w: &[f32; 16]) -> f32 {
         xq = xq + wq * Lanes::splat(*x);
         qq = qq + wq * q;
     }
-    let best = (xq * xq * inverses(qq)).argmax();
+    let best = (Lanes::ZERO - xq * xq * inverses(qq)).argmin();
     xq.0[best] * inverse(qq.0[best])
 }
 

@@ -1,0 +1,438 @@
+"""The Rust core: containers, weights, transformer blocks, encoders. Private; `kizami` is the public face.
+
+Calls that compute let other Python threads run meanwhile. Classes are immutable from Python unless a method
+says otherwise. Errors are those of `kizami.errors`. Results are the same to the last bit for every instruction
+set, thread count and batch.
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Cache",
+    "FfnBlock",
+    "GgufFile",
+    "GgufWriter",
+    "Head",
+    "Mla",
+    "Observer",
+    "Tensor",
+    "isa",
+    "isa_available",
+    "set_isa",
+    "set_threads",
+    "solve",
+    "threads",
+    "types",
+]
+
+# -- weights -----------------------------------------------------------------------------------------------
+
+@final
+class Tensor:
+    """Weights of one format: a vector `(cols,)`, a matrix `(rows, cols)` or a stack `(n, rows, cols)`.
+
+    The bytes belong to somebody else, a mapped file or NumPy arrays; nothing is copied. Arrays handed in must
+    not be written to while the tensor lives.
+    """
+
+    def __new__(
+        cls,
+        type_name: str,
+        shape: Sequence[int],
+        buffers: Sequence[NDArray[np.uint8]],
+        scales: Sequence[NDArray[np.float32]] | None = None,
+    ) -> Tensor:
+        """Binds bytes to a format and a shape.
+
+        Args:
+            type_name: a name from `types()`, in any case.
+            shape: rows before columns.
+            buffers: contiguous bytes, one array for the whole tensor or one per matrix of the stack.
+            scales: for F8_E4M3 only, one float32 `[ceil(rows / 128), ceil(cols / 128)]` per matrix; each
+                multiplies a block of 128 x 128 weights.
+
+        Raises:
+            UsageError: the type is unknown, or an array is not contiguous.
+            FormatError: bytes, shape and scales do not fit together.
+        """
+
+    @property
+    def type(self) -> str:
+        """Name of the format: `Q4_K`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows before columns."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights, scales of F8_E4M3 included."""
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight."""
+
+    def bytes(self) -> NDArray[np.uint8]:
+        """A copy of the bytes as they stand in a GGUF file, uint8 `[nbytes]`.
+
+        Raises:
+            UsageError: the format is F8_E4M3, which keeps its scales apart and has no such form.
+        """
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The weights as float32 of the tensor's shape."""
+
+    def matmul(self, x: NDArray[np.float32], activations: str = "int8") -> NDArray[np.float32]:
+        """`x @ W.T`: float32 `[n, cols]` in, float32 `[n, rows]` out.
+
+        Args:
+            x: contiguous.
+            activations: `"int8"` rounds x to 8 bits where the weights are quantized; `"f32"` does not.
+
+        Raises:
+            UsageError: shape or layout of x is wrong.
+            FormatError: this is a stack of matrices.
+        """
+
+    def encode(self, type_name: str, imatrix: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
+        """The weights rounded to another format: its bytes, uint8, in GGUF order.
+
+        Args:
+            type_name: a format that GGUF files can hold.
+            imatrix: importance of each column, float32 `[n, cols]` with one row per matrix; all alike without.
+
+        Raises:
+            UsageError: the type is unknown.
+            FormatError: a weight is not finite, rows do not divide into blocks, or the imatrix has another
+                shape.
+        """
+
+    def distortion(
+        self, type_name: str, imatrix: NDArray[np.float32] | None = None, weights: int = 1 << 20
+    ) -> tuple[float, float, float]:
+        """What rounding to a format does, on a sample of about `weights` weights in whole rows.
+
+        Returns:
+            The importance-weighted sums of original squared, original times rounded, and rounded squared.
+
+        Raises:
+            UsageError, FormatError: as `encode`.
+        """
+
+    def __repr__(self) -> str: ...
+
+def types() -> list[dict[str, Any]]:
+    """The formats, floats first. Keys: name; ggml_id (None where GGUF has none); block, weights per block;
+    block_bytes; bpw; quantized (False for floats)."""
+
+def solve(bytes: Sequence[Sequence[int]], cost: Sequence[Sequence[float]], budget: int) -> list[int]:
+    """Picks one choice per item so that the bytes fit the budget and the summed cost is least.
+
+    Args:
+        bytes, cost: `[items][choices]`, of equal lengths.
+        budget: bytes.
+
+    Returns:
+        The index of each item's choice.
+
+    Raises:
+        UsageError: the smallest choices together exceed the budget.
+        FormatError: a cost is not a number, or the lists do not fit together.
+
+    Source: multiple-choice knapsack, Sinha and Zoltners 1979, doi:10.1287/opre.27.3.503.
+    """
+
+# -- GGUF --------------------------------------------------------------------------------------------------
+
+@final
+class GgufFile:
+    """A GGUF file, or the split set that its first file names, mapped and checked.
+
+    Source of the layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    """
+
+    def __new__(cls, path: str | PathLike[str]) -> GgufFile:
+        """Opens a file.
+
+        Raises:
+            InputOutputError: missing or unreadable.
+            FormatError: not a GGUF, truncated or damaged; the message names field and offset.
+        """
+
+    @property
+    def metadata(self) -> list[tuple[str, str, Any]]:
+        """(key, type, value) in the file's order. Types: u8 i8 u16 i16 u32 i32 u64 i64 f32 f64 bool str, and
+        `[u32]` and so on for arrays, whose values are lists."""
+
+    @property
+    def tensors(self) -> list[tuple[str, str, list[int], int]]:
+        """(name, type, shape with rows before columns, bytes), also of types that cannot be computed with."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file, or of all files of the set."""
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor on the mapping.
+
+        Raises:
+            FormatError: there is none of that name, or its type cannot be computed with.
+        """
+
+@final
+class GgufWriter:
+    """Writes a GGUF file whose layout is known beforehand.
+
+    Bytes go to a partial file beside `path`, which `finish` renames. A writer that is dropped unfinished
+    leaves nothing behind.
+    """
+
+    def __new__(
+        cls,
+        path: str | PathLike[str],
+        metadata: Sequence[tuple[str, str, Any]],
+        tensors: Sequence[tuple[str, str, Sequence[int]]],
+    ) -> GgufWriter:
+        """Lays out and creates the partial file.
+
+        Args:
+            path: the final name.
+            metadata: (key, type, value) as in `GgufFile.metadata`.
+            tensors: (name, type, shape with rows before columns).
+
+        Raises:
+            UsageError: an unknown tensor type.
+            FormatError: a key, value, name or shape that a GGUF cannot hold.
+            InputOutputError: the file cannot be created.
+        """
+
+    @staticmethod
+    def size(metadata: Sequence[tuple[str, str, Any]], tensors: Sequence[tuple[str, str, Sequence[int]]]) -> int:
+        """Bytes of the file these would make, header and padding included. Raises as the constructor."""
+
+    def write(self, name: str, data: NDArray[np.uint8]) -> None:
+        """Writes a tensor's bytes, contiguous and of the exact length; tensors may come in any order.
+
+        Raises:
+            FormatError: an unknown name, a wrong length, or a tensor written before.
+            InputOutputError: the write failed.
+            UsageError: the writer is closed.
+        """
+
+    def finish(self) -> None:
+        """Makes the file durable and gives it its name.
+
+        Raises:
+            FormatError: a tensor was not written.
+            InputOutputError: it cannot be written or renamed.
+            UsageError: the writer is closed.
+        """
+
+    def abort(self) -> None:
+        """Removes the partial file. Does nothing after `finish`."""
+
+# -- transformer blocks ------------------------------------------------------------------------------------
+
+@final
+class Observer:
+    """Sums of squares of every linear layer's input: the imatrix in the making. Filled by `forward` calls."""
+
+    def __new__(cls) -> Observer:
+        """An empty one."""
+
+    def entries(self) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
+        """(tensor name, sums float32 `[n_mat, cols]`, tokens float32 `[n_mat]`)."""
+
+@final
+class Cache:
+    """The latent keys of one sequence, all layers. Changed by `Mla.forward`, `advance` and `truncate`."""
+
+    def __new__(cls, layers: int, width: int) -> Cache:
+        """An empty cache.
+
+        Args:
+            layers: number of layers.
+            width: floats per token and layer, `kv_lora_rank + rope_dims`.
+        """
+
+    def __len__(self) -> int:
+        """Tokens whose keys are complete in all layers."""
+
+    def advance(self, tokens: int) -> None:
+        """Declares that many more tokens complete."""
+
+    def truncate(self, len: int) -> None:
+        """Forgets everything from token `len` on."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the complete tokens."""
+
+@final
+class Mla:
+    """Multi-head latent attention of one layer, in the absorbed form, with its norm and residual.
+
+    Source: DeepSeek-V2, arXiv:2405.04434, section 2.1.
+    """
+
+    def __new__(
+        cls,
+        layer: int,
+        *,
+        norm: Tensor,
+        q_a: Tensor | None,
+        q_a_norm: Tensor | None,
+        q_b: Tensor,
+        kv_a: Tensor,
+        kv_a_norm: Tensor,
+        k_b: Tensor,
+        v_b: Tensor,
+        output: Tensor,
+        eps: float,
+        scale: float,
+        rope_dims: int,
+        rope_base: float,
+        yarn: tuple[float, float, float, float, float] | None = None,
+    ) -> Mla:
+        """Binds the weights.
+
+        Args:
+            layer: index in the cache, and in the names an observer files under.
+            norm: `(d,)`; q_a: `(q_rank, d)` and q_a_norm: `(q_rank,)`, or both None where queries have no low
+                rank; q_b: `(heads * (nope + rope_dims), q_rank or d)`; kv_a: `(kv_rank + rope_dims, d)`;
+                kv_a_norm: `(kv_rank,)`; k_b: `(heads, kv_rank, nope)`; v_b: `(heads, v, kv_rank)`; output:
+                `(d, heads * v)`.
+            eps: of the norms; scale: of the scores; rope_dims, rope_base: of the rotary positions.
+            yarn: (factor, original context, beta_fast, beta_slow, magnitude).
+
+        Raises:
+            FormatError: tensors that do not go together.
+        """
+
+    def forward(
+        self,
+        x: NDArray[np.float32],
+        caches: Sequence[Cache],
+        lens: Sequence[int],
+        activations: str = "int8",
+        observer: Observer | None = None,
+    ) -> None:
+        """Adds the block's output to `x`, float32 `[n, d]` contiguous, in place; appends keys to the caches.
+
+        Args:
+            caches: one per sequence, each a different one.
+            lens: tokens of each sequence in x, one sequence after the other; they sum to n.
+
+        Raises:
+            UsageError: arguments that do not fit together.
+            FormatError: shapes that do not.
+        """
+
+@final
+class FfnBlock:
+    """The feed-forward block of one layer, dense or routed experts, with its norm and residual.
+
+    Source: DeepSeek-V3, arXiv:2412.19437, section 2.1.2.
+    """
+
+    def __new__(
+        cls,
+        layer: int,
+        *,
+        norm: Tensor,
+        eps: float,
+        shared: Sequence[Tensor] | None = None,
+        experts: Sequence[Tensor] | None = None,
+        router: Tensor | None = None,
+        bias: Tensor | None = None,
+        scoring: str = "sigmoid",
+        group_score: str = "top2",
+        groups: int = 1,
+        groups_used: int = 1,
+        used: int = 1,
+        normalize: bool = False,
+        scale: float = 1.0,
+    ) -> FfnBlock:
+        """Binds the weights.
+
+        Args:
+            layer: index in the names an observer files under.
+            norm: `(d,)`; shared: gate, up `(ff, d)` and down `(d, ff)` of a dense network or of the shared
+                experts; experts: the same as stacks `(n, ...)`; router: `(n, d)`; bias: `(n,)`, added to the
+                scores for the choice only.
+            groups, groups_used: experts are chosen from the best groups only; group_score says by what.
+            used: experts per token; normalize: their weights sum to one; scale: of their sum.
+
+        Raises:
+            FormatError: tensors that do not go together, or an unknown scoring.
+        """
+
+    def forward(
+        self,
+        x: NDArray[np.float32],
+        activations: str = "int8",
+        observer: Observer | None = None,
+    ) -> None:
+        """Adds the block's output to `x`, float32 `[n, d]` contiguous, in place.
+
+        Raises:
+            UsageError: x is not contiguous.
+            FormatError: shapes that do not fit together.
+        """
+
+@final
+class Head:
+    """Both ends of a model: embedding table, final norm and output matrix."""
+
+    def __new__(cls, *, embedding: Tensor, norm: Tensor, output: Tensor, eps: float) -> Head:
+        """Binds the weights: embedding and output `(vocab, d)`, norm `(d,)`."""
+
+    def embed(self, tokens: NDArray[np.uint32]) -> NDArray[np.float32]:
+        """Hidden states float32 `[n, d]` of token ids uint32 `[n]`.
+
+        Raises:
+            UsageError: an id outside of the vocabulary.
+        """
+
+    def logits(
+        self,
+        x: NDArray[np.float32],
+        activations: str = "int8",
+        observer: Observer | None = None,
+    ) -> NDArray[np.float32]:
+        """Logits float32 `[n, vocab]` of hidden states float32 `[n, d]`, contiguous.
+
+        Raises:
+            UsageError: x is not contiguous.
+            FormatError: x has another width.
+        """
+
+# -- the process -------------------------------------------------------------------------------------------
+
+def set_threads(n: int) -> None:
+    """Computes with `n` threads from now on, in the whole process.
+
+    Raises:
+        UsageError: n is not within 1 to 4096.
+    """
+
+def threads() -> int:
+    """Threads in use."""
+
+def isa() -> str:
+    """The instruction set in use: the best this CPU has, or the lower one that KIZAMI_ISA names."""
+
+def isa_available() -> list[str]:
+    """The instruction sets this CPU can run, lowest first."""
+
+def set_isa(name: str) -> None:
+    """Uses the named instruction set from now on.
+
+    Raises:
+        UsageError: this CPU cannot run it, or there is none of that name.
+    """

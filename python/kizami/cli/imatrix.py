@@ -1,0 +1,54 @@
+"""`kizami imatrix`: measure on a text how much each input channel of each matrix matters."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from kizami.calibrate import calibrate
+from kizami.engine import load
+from kizami.quantize import read_text
+
+from . import output
+from .options import FILE, MODEL, OUTPUT, context_option, json_option, threads_option
+
+
+@click.command(cls=output.Command, short_help="measure which input channels matter")
+@click.argument("model", type=MODEL)
+@click.option(
+    "--text", type=FILE, required=True, help="Calibration text, UTF-8; special tokens in it are parsed."
+)
+@click.option("--out", type=OUTPUT, required=True, metavar="IMATRIX.gguf", help="The file to write.")
+@context_option(512, "Tokens per window.")
+@threads_option
+@json_option
+def imatrix(model: str, text: str, out: str, ctx: int, as_json: bool) -> None:
+    """Write the importance matrix of MODEL on a text, in llama.cpp's GGUF form.
+
+    \b
+    Examples:
+      kizami imatrix DeepSeek-V3/ --text calibration.txt --out imatrix.gguf
+      kizami imatrix v3-bf16.gguf --text calibration.txt --out imatrix.gguf --ctx 1K --json
+    """
+    start = time.perf_counter()
+    words = read_text(text)
+    with output.Progress() as progress:
+        made = calibrate(
+            load(model, activations="f32"), words, n_ctx=ctx, dataset=Path(text).name, progress=progress
+        )
+    made.write(out)
+    result = {
+        "path": out,
+        "tensors": len(made.entries),
+        "chunks": made.chunks,
+        "chunk_size": made.chunk_size,
+        "tokens": made.chunks * made.chunk_size,
+        "seconds": time.perf_counter() - start,
+    }
+    if as_json:
+        output.emit(result)
+    else:
+        output.line(f"{out}: {result['tensors']} tensors over {result['tokens']:,} tokens")
+        output.note(f"{result['seconds']:.1f} s")

@@ -1,0 +1,91 @@
+"""Options that several commands share, and numbers as people write them.
+
+Knows: how `4.2MB`, `16GiB` and `32K` are read, what --threads does, which paths must exist.
+Does not know: any command.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+import click
+
+from kizami import _core
+
+_BYTES = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
+_BYTES |= {"KI": 1024, "MI": 1024**2, "GI": 1024**3, "TI": 1024**4}
+_TOKENS = {"": 1, "K": 1024, "M": 1024**2}
+
+
+class _Number(click.ParamType):
+    """A positive whole number with an optional unit."""
+
+    def __init__(self, name: str, units: dict[str, int], suffix: str, expected: str) -> None:
+        self.name = name
+        self._units = units
+        self._pattern = re.compile(
+            rf"(\d{{1,18}}(?:\.\d{{1,18}})?)\s*([KMGT]?I?){suffix}", re.IGNORECASE | re.ASCII
+        )
+        self._expected = expected
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = self._pattern.fullmatch(str(value).strip())
+        unit = self._units.get(match[2].upper()) if match else None
+        if match and unit:
+            number = int(Decimal(match[1]) * unit)
+            if 0 < number < 1 << 63:
+                return number
+        self.fail(f"found {value!r}, expected {self._expected}", param, ctx)
+
+
+SIZE = _Number("size", _BYTES, "B?", "a size such as 4.2MB (decimal), 4GiB (binary) or 4200000")
+TOKENS = _Number("tokens", _TOKENS, "", "a number of tokens such as 512 or 32K (K is 1024)")
+
+# What must exist is checked before any work is done; a wrong path is a usage error.
+MODEL = click.Path(exists=True)
+FILE = click.Path(exists=True, dir_okay=False)
+OUTPUT = click.Path(dir_okay=False, writable=True)
+
+
+def _set_threads(_ctx: click.Context, _param: click.Parameter, value: int | None) -> None:
+    if value is not None:
+        _core.set_threads(value)
+
+
+threads_option = click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(1, 4096),
+    expose_value=False,
+    callback=_set_threads,
+    help="Threads to compute with; results do not depend on it.  [default: all cores]",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+bpw_option = click.option(
+    "--bpw",
+    metavar="BPW",
+    type=click.FloatRange(0, 64, min_open=True),
+    help="Budget in bits per weight, over all tensors.",
+)
+size_option = click.option(
+    "--size", type=SIZE, help="Budget for the whole file: 131GB, 4.2MB, 16GiB, or bytes."
+)
+imatrix_option = click.option("--imatrix", type=FILE, help="Importance matrix, from kizami or llama-imatrix.")
+
+
+def context_option(default: int | None, text: str):  # type: ignore[no-untyped-def]
+    """`--ctx N`, in tokens."""
+    return click.option(
+        "--ctx", metavar="N", type=TOKENS, default=default, show_default=default is not None, help=text
+    )
+
+
+def exactly_one(**given: object) -> None:
+    """Fails unless one of the named options was given."""
+    names = ", ".join(f"--{name}" for name in given)
+    found = [f"--{name}" for name, value in given.items() if value is not None]
+    if len(found) != 1:
+        raise click.UsageError(f"expected exactly one of {names}, found {' and '.join(found) or 'none'}")

@@ -1,0 +1,160 @@
+"""The runner against transformers, and the promise that results have the same bits everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kizami
+from kizami import _core
+from kizami.demo import EMBEDDED
+from kizami.errors import FormatError, UsageError
+from kizami.layers import Segment
+
+GOLDEN = Path(__file__).parent / "golden" / "tiny-deepseek.npz"
+
+
+@pytest.fixture(scope="module")
+def source_model():
+    return kizami.load(EMBEDDED, activations="f32")
+
+
+@pytest.fixture(scope="module")
+def mixed_path(tmp_path_factory):
+    """A file that holds every type a GGUF can hold, so that each kernel runs in the model."""
+    from kizami.checkpoint import open_source
+    from kizami.plan import WRITABLE, nbytes, plan_from_types, quantizable
+    from kizami.quantize import write
+
+    source = open_source(EMBEDDED)
+    types, turn = {}, 0
+    for name, tensor in source.items():
+        shape = tuple(tensor.shape)
+        fitting = [t for t in WRITABLE if nbytes(t, shape) is not None]
+        types[name] = fitting[turn % len(fitting)] if quantizable(name, shape) else "F32"
+        turn += 1
+    path = tmp_path_factory.mktemp("mixed") / "mixed.gguf"
+    write(source, plan_from_types(source, types, "test"), path, None)
+    assert set(types.values()) == set(WRITABLE)
+    return path
+
+
+@pytest.fixture
+def restore_settings():
+    isa, threads = _core.isa(), _core.threads()
+    yield
+    _core.set_isa(isa)
+    _core.set_threads(threads)
+
+
+@pytest.mark.parametrize("kind", ["prose", "chat"])
+def test_logits_agree_with_transformers(source_model, kind):
+    golden = np.load(GOLDEN)
+    expected = golden[f"logits_{kind}"]
+    found = source_model.logits(golden[f"ids_{kind}"])[-len(expected) :]
+    rms = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
+    assert rms < 1e-5
+
+
+def sample_ids(model, count):
+    text = (EMBEDDED / "eval.txt").read_text(encoding="utf-8")[:8000]
+    return model.tokenizer.encode(text)[:count]
+
+
+@pytest.mark.parametrize("activations", ["int8", "f32"])
+def test_same_bits_on_every_isa_and_thread_count(mixed_path, activations, restore_settings):
+    model = kizami.load(mixed_path, activations=activations)
+    ids = sample_ids(model, 40)
+    results = {}
+    for isa in _core.isa_available():
+        for threads in (1, 2):
+            _core.set_isa(isa)
+            _core.set_threads(threads)
+            results[isa, threads] = model.logits(ids)
+    print("instruction sets compared:", *_core.isa_available())
+    first, *others = results.values()
+    for other in others:
+        np.testing.assert_array_equal(first.view(np.uint32), other.view(np.uint32))
+
+
+def test_a_sequence_is_the_same_alone_and_with_others(mixed_path):
+    model = kizami.load(mixed_path)
+    ids = sample_ids(model, 96)
+    sequences = [ids[:33], ids[33:40], ids[40:96]]
+    together = model.logits_many(sequences)
+    for sequence, found in zip(sequences, together, strict=True):
+        alone = model.logits(sequence)
+        np.testing.assert_array_equal(alone.view(np.uint32), found.view(np.uint32))
+
+
+def test_prefill_and_decode_are_the_same(mixed_path):
+    model = kizami.load(mixed_path)
+    ids = sample_ids(model, 48)
+    whole = model.logits(ids)
+    cache, other = model.new_cache(), model.new_cache()
+    first = model.step([Segment(ids[:20], cache, 20)])
+    model.step([Segment(ids[5:9], other)])
+    rest = [model.step([Segment([t], cache), Segment([ids[0]], other)])[:1] for t in ids[20:]]
+    np.testing.assert_array_equal(whole, np.concatenate([first, *rest]))
+
+
+def test_float_export_is_the_same_model(source_model, tmp_path):
+    path = tmp_path / "tiny-f32.gguf"
+    kizami.quantize(EMBEDDED, path, type="F32")
+    ids = sample_ids(source_model, 64)
+    np.testing.assert_array_equal(source_model.logits(ids), kizami.load(path).logits(ids))
+
+
+def test_a_cut_step_leaves_the_sequence_usable(source_model):
+    ids = sample_ids(source_model, 24)
+    cache = source_model.new_cache()
+    source_model.step([Segment(ids[:16], cache)])
+    with pytest.raises(UsageError):
+        source_model.step([Segment([4096 + 7], cache)])
+    cache.truncate(8)
+    again = source_model.step([Segment(ids[8:], cache, 16)])
+    np.testing.assert_array_equal(source_model.logits(ids)[8:], again)
+
+
+def test_generation_is_reproducible_and_bounded(source_model):
+    greedy = source_model.generate("What is 7 + 15?", max_tokens=12)
+    assert greedy == source_model.generate("What is 7 + 15?", max_tokens=12)
+    assert source_model.timings.generated_tokens <= 12
+    options = {"max_tokens": 24, "temperature": 1.2, "top_p": 0.9, "raw": True}
+    seeded = [source_model.generate("The borrow checker", seed=s, **options) for s in (1, 1, 2)]
+    assert seeded[0] == seeded[1] != seeded[2]
+    assert "".join(source_model.stream("The borrow checker", max_tokens=8, raw=True)) == source_model.generate(
+        "The borrow checker", max_tokens=8, raw=True
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"n_ctx": 3, "raw": True}]
+)
+def test_bad_generation_options_are_named(source_model, options):
+    with pytest.raises(UsageError):
+        source_model.generate("one two three four five six", **options)
+
+
+def test_missing_and_misshapen_tensors_are_named(source_model):
+    from kizami.models import build
+
+    metadata, tensors = source_model.source.metadata, dict(source_model.source)
+    without = {k: v for k, v in tensors.items() if k != "blk.3.attn_v_b.weight"}
+    with pytest.raises(FormatError, match=r"blk\.3\.attn_v_b\.weight: missing"):
+        build(metadata, without, "test")
+    swapped = tensors | {"blk.2.attn_norm.weight": tensors["blk.2.attn_q_a.weight"]}
+    with pytest.raises(FormatError, match=r"blk\.2\.attn_norm\.weight: found shape"):
+        build(metadata, swapped, "test")
+    for key, value in [
+        ("deepseek2.block_count", 0),
+        ("deepseek2.block_count", "six"),
+        ("deepseek2.rope.dimension_count", 31),
+        ("deepseek2.attention.layer_norm_rms_epsilon", float("nan")),
+        ("deepseek2.expert_used_count", 9),
+        ("general.architecture", "mamba"),
+    ]:
+        with pytest.raises(FormatError, match=key.split(".")[-1]):
+            build(metadata | {key: value}, tensors, "test")
