@@ -133,7 +133,7 @@ def weights(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
 def train_tokenizer(path: Path, pre: str = "deepseek-v3", size: int = 600) -> None:
     """Writes tokenizer.json and tokenizer_config.json with the rules of `pre` and DeepSeek's markers."""
     import tokenizers
-    from kizami.pretokenizer import pipeline
+    from kizami.pretokenizer import RULES, pipeline
 
     empty = {"type": "BPE", "vocab": {}, "merges": []}
     spec = {"version": "1.0", "added_tokens": [], "model": empty, "post_processor": None, **pipeline(pre)}
@@ -151,6 +151,9 @@ def train_tokenizer(path: Path, pre: str = "deepseek-v3", size: int = 600) -> No
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_tokens([tokenizers.AddedToken("<think>", special=False, normalized=False)])
     tokenizer.save(str(path / "tokenizer.json"))
+    spec = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    spec["model"]["ignore_merges"] = RULES[pre].ignore_merges
+    (path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
     config = {
         "bos_token": {"__type": "AddedToken", "content": markers[0]},
         "eos_token": markers[1],

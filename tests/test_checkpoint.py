@@ -165,6 +165,7 @@ def test_yarn_and_v2(fresh: Path) -> None:
         ({"qk_rope_head_dim": 15}, "'qk_rope_head_dim'"),
         ({"attention_bias": True}, "'attention_bias'"),
         ({"scoring_func": "tanh"}, "'scoring_func'"),
+        ({"routed_scaling_factor": "remove"}, "'routed_scaling_factor': found nothing"),
         ({"rope_scaling": {"type": "longrope"}}, "rope_scaling: field 'type'"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, "'original_max_position_embeddings'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "'quant_method'"),
@@ -331,11 +332,13 @@ def test_vocabulary_larger_than_embedding(fresh: Path) -> None:
 
 
 def test_model_card(fresh: Path) -> None:
-    card = '---\nlicense: mit\nlanguage:\n- en\n- "ja"\ntags: [moe, "fp8"]\nbase_model: deepseek-ai/DeepSeek-V3-Base\n'
+    card = '---\nlicense: other\nlicense_name: deepseek\nlanguage:\n- en\n- "ja"\ntags: [moe, "fp8"]\n'
+    card += "base_model: deepseek-ai/DeepSeek-V3-Base\n"
     (fresh / "README.md").write_text(card + "nested:\n  - {a: b}\n---\n# text\n")
     (fresh / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.95, "top_k": 40}')
     metadata = {key: (kind, value) for key, kind, value in Checkpoint(fresh).typed_metadata}
-    assert metadata["general.license"] == ("str", "mit")
+    assert metadata["general.license"] == ("str", "other")
+    assert metadata["general.license.name"] == ("str", "deepseek")
     assert metadata["general.languages"] == ("[str]", ["en", "ja"])
     assert metadata["general.tags"] == ("[str]", ["moe", "fp8"])
     assert metadata["general.base_model.count"] == ("u32", 1)

@@ -33,15 +33,18 @@ def test_embedded_template() -> None:
     ("template", "expected"),
     [
         (
-            "{% for m in messages %}{{ loop.index }}{{ m.role[0] }}{% if not loop.last %},{% endif %}{% endfor %}",
+            "{% for m in messages %}{{ loop.index }}{{ m.role[0] }}{% if not loop.last %}"
+            ",{% endif %}{% endfor %}",
             "1s,2u,3a,4u",
         ),
         (
-            "{%- set ns = namespace(n=0) -%}{%- for m in messages -%}{%- set ns.n = ns.n + 1 -%}{%- endfor -%}{{ ns.n }}",
+            "{%- set ns = namespace(n=0) -%} {%- for m in messages -%}{%- set ns.n = ns.n + 1 -%}"
+            "{%- endfor -%}{{ ns.n }}",
             "4",
         ),
         (
-            "{% for m in messages if m['role'] == 'user' %}{% if loop.index == 2 %}{% break %}{% endif %}x{% endfor %}",
+            "{% for m in messages if m['role'] == 'user' %}{% if loop.index == 2 %}{% break %}"
+            "{% endif %}x{% endfor %}",
             "x",
         ),
         ("{% macro f(a, b='!') %}{{ a ~ b }}{% endmacro %}{{ f('hi') }}{{ f('ho', b='?') }}", "hi!ho?"),
@@ -90,7 +93,7 @@ HOSTILE = {
     "repeated text": "{{ 'x' * 10 ** 12 }}",
     "repeated list": "{{ [1] * 10 ** 9 }}",
     "power": "{{ 9 ** 9 ** 9 ** 9 }}",
-    "numbers": "{% set ns = namespace(x=3) %}{% for i in range(99999) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "numbers": DOUBLING.replace("START", "3").replace("NEXT", "ns.x * ns.x"),
     "padding": "{{ 'x'.ljust(10 ** 10) }}",
     "percent": "{{ '%0999999999d' % 1 }}",
     "format": "{{ '{:>999999999}'.format(1) }}",
@@ -103,7 +106,7 @@ HOSTILE = {
     "dict doubling": doubling("[1]", "dict(a=ns.x, b=ns.x)"),
     "list doubling, plus": doubling("[1]", "ns.x + ns.x"),
     "endless macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "branching macro": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "branching macro": "{% macro f(n) %}{% if n %}{{ f(n-1) ~ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "recursive loop": "{% for a in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     "captured output": "{% set t %}{% for i in range(99999) %}" + "y" * 1000 + "{% endfor %}{% endset %}",
     "replacement": "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",

@@ -202,7 +202,10 @@ def test_broken_metadata(tiny: Tokenizer, changes: dict, words: str) -> None:
     [
         ({"model": {"type": "Unigram", "vocab": []}}, "'model'"),
         ({"model": {"type": "BPE", "vocab": {}, "merges": [], "byte_fallback": True}}, "'model'"),
-        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}, "not byte-level BPE"),
+        (
+            {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []},
+            "not byte-level BPE: no token for byte",
+        ),
         (
             {"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}},
             "id 0 is not a number of its own",

@@ -1,7 +1,7 @@
 """How many tokens per second a model reads and writes.
 
-Knows how to time one prefill and a run of single-token steps; not how results are shown. The tokens are random:
-their values do not change the work, except which experts a router picks.
+Knows how to time one prefill and a run of single-token steps; not how results are shown. The tokens are
+random: their values do not change the work, except which experts a router picks.
 """
 
 from __future__ import annotations

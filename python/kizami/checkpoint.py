@@ -100,6 +100,9 @@ class Checkpoint(Mapping[str, _core.Tensor]):
         half = heads[:, : config.nope].transpose(0, 2, 1) if recipe.how == "k_b" else heads[:, config.nope :]
         return _f32_tensor(half)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._recipes  # the inherited one would build the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._recipes)
 

@@ -107,6 +107,9 @@ class GGUF(Mapping[str, _core.Tensor]):
             raise KeyError(name)
         return self._file.tensor(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

@@ -1,6 +1,6 @@
 """config.json of a DeepSeek-V2/V3 checkpoint: validated, and as the `deepseek2.*` keys of a GGUF.
 
-Knows: which fields the architecture needs, their types and ranges, and the key, type and order in which
+Knows: which fields the architecture needs, their types and ranges, and the key and type under which
 llama.cpp's converter writes each of them.
 Does not know: tensors (checkpoint.py), the tokenizer, the model card (modelcard.py), or how the model runs.
 
@@ -115,7 +115,7 @@ class Config:
     correction_bias: bool
     tied: bool
     eps: float
-    rope_theta: float | None
+    rope_theta: float
     scaling: _Fields | None
     scaling_type: str | None
     fp8: bool
@@ -143,6 +143,12 @@ def read_config(path: Path) -> Config:
     groups_used = fields.maybe_integer("topk_group", 1, groups or 1) if experts else None
     if groups and experts % groups:
         raise fields.fail("n_group", f"a divisor of n_routed_experts = {experts}")
+    v3 = archs[0] == "DeepseekV3ForCausalLM"
+    # Each changes the arithmetic, and V2 and V3 differ in what its absence means. Published files have them.
+    routing = ("first_k_dense_replace", "n_shared_experts", "norm_topk_prob", "routed_scaling_factor")
+    for key in (*routing, "n_group", "topk_group") if v3 else routing:
+        if experts and key not in values:
+            raise fields.fail(key, "a value, as n_routed_experts is given")
     heads = fields.integer("num_attention_heads", 1, 1 << 16)
     if (kv_heads := fields.integer("num_key_value_heads", 1, 1 << 16, heads)) != heads:
         raise fields.fail("num_key_value_heads", f"num_attention_heads = {heads} (found {kv_heads})")
@@ -156,7 +162,6 @@ def read_config(path: Path) -> Config:
         raise fields.fail("qk_rope_head_dim", "an even number")
     theta, scaling, scaling_type = _rope(fields)
     # transformers drops these two when it saves a V3 model again, because its class has no other choice.
-    v3 = archs[0] == "DeepseekV3ForCausalLM"
     scoring = fields.choice("scoring_func", tuple(GATING), "sigmoid" if v3 else None)
     topk_method = fields.get("topk_method", "noaux_tc" if v3 else None)
 
@@ -193,10 +198,10 @@ def read_config(path: Path) -> Config:
     )
 
 
-def _rope(fields: _Fields) -> tuple[float | None, _Fields | None, str | None]:
+def _rope(fields: _Fields) -> tuple[float, _Fields | None, str | None]:
     """(theta, scaling table, scaling type or None). `rope_parameters` is where transformers 5 puts both."""
     table = fields.table("rope_parameters") or fields.table("rope_scaling")
-    theta = fields.maybe_number("rope_theta", 1.0, 1e12)
+    theta = fields.number("rope_theta", 1.0, 1e12, 10000.0)
     if table is None:
         return theta, None, None
     theta = table.maybe_number("rope_theta", 1.0, 1e12) or theta
@@ -225,8 +230,8 @@ def _fp8(fields: _Fields) -> bool:
 
 
 def architecture_metadata(config: Config) -> TypedMetadata:
-    """The `deepseek2.*` keys, in the converter's order. MLA is described as the multi-query attention it
-    becomes once absorbed: one key head of width kv_lora_rank + rope, value width kv_lora_rank.
+    """The `deepseek2.*` keys the converter writes, with its types. MLA is described as the multi-query
+    attention it becomes once absorbed: one key head of width kv_lora_rank + rope, value width kv_lora_rank.
     """
     keys: TypedMetadata = []
 

@@ -188,7 +188,13 @@ def general_metadata(
     keys += [(f"general.{key}", "str", strings[key]) for key in ("name", *_CARD_STRINGS) if strings[key]]
     for key in ("license", "license_name", "license_link"):
         if value := card.get(key):
-            keys.append((f"general.{key}", "str", value if isinstance(value, str) else ",".join(value)))
+            keys.append(
+                (
+                    f"general.{key.replace('_', '.')}",
+                    "str",
+                    value if isinstance(value, str) else ",".join(value),
+                )
+            )
     keys += _base_models(_list(card.get("base_model", card.get("base_models"))))
     for name, fields in (("tags", ("tags", "pipeline_tag")), ("languages", ("languages", "language"))):
         if values := [value for field in fields for value in _list(card.get(field))]:

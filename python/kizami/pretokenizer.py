@@ -130,9 +130,8 @@ def recognize(pre_tokenizer: object, bos: str | None) -> str | None:
 def _canonical(component: object) -> object:
     if not isinstance(component, dict):
         return component
-    if component == _split(r"\p{N}"):
-        return _DIGIT
-    return {"invert": False} | {key: value for key, value in component.items() if key != "trim_offsets"}
+    settings = {"invert": False} | {key: value for key, value in component.items() if key != "trim_offsets"}
+    return {"invert": False} | _DIGIT if settings == _split(r"\p{N}") else settings
 
 
 def pipeline(name: str) -> dict[str, object]:

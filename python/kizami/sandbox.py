@@ -274,7 +274,12 @@ def _list(values: Iterable[object]) -> object:
 def _sum(values: Iterable[object], attribute: str | None = None, start: float = 0) -> float:
     if attribute is not None:
         values = [value.get(attribute, 0) if isinstance(value, Mapping) else 0 for value in values]
-    return sum((value for value in values if isinstance(value, (int, float))), start)
+    total = start
+    for value in [0, *values]:
+        if not isinstance(value, (int, float)) or not isinstance(total, (int, float)):
+            raise OverLimit("a sum of something other than numbers")
+        total += value
+    return total
 
 
 def _tojson(value: object, ensure_ascii: bool = False, indent: int | None = None, **options: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from typing import Any
 
 from kizami import _core
@@ -14,20 +14,26 @@ def info() -> dict[str, Any]:
     """Facts for `kizami env` and for bug reports.
 
     Returns:
-        version: of the package; isa: the instruction set in use; isa_available: those this CPU can run, lowest
-        first; cores: logical cores this process may use; memory: bytes of main memory, None if unknown.
+        version: of the package.
+        isa, isa_available: the instruction set in use, and those this CPU can run, lowest first.
+        cores: logical cores this process may use.
+        memory: bytes of main memory; None if unknown.
     """
-    try:
-        own = version("kizami")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        own = "unknown"
     return {
-        "version": own,
+        "version": version(),
         "isa": _core.isa(),
         "isa_available": _core.isa_available(),
         "cores": cores(),
         "memory": memory(),
     }
+
+
+def version() -> str:
+    """Version of the installed package."""
+    try:
+        return metadata.version("kizami")
+    except metadata.PackageNotFoundError:  # a source tree that was never installed
+        return "unknown"
 
 
 def cores() -> int:

@@ -257,11 +257,12 @@ class Tokenizer:
             self._literal.encode_special_tokens = True
         backend = self._backend if special else self._literal
         try:
-            ids = backend.encode(text, add_special_tokens=False).ids
+            text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise UsageError(
                 f"text is not valid Unicode: lone surrogate at character {error.start}"
             ) from None
+        ids = backend.encode(text, add_special_tokens=False).ids
         return [self.bos, *ids] if bos else ids
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:

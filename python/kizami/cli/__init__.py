@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import click
 
+from kizami import system
+
 from .bench import bench
 from .demo import demo
 from .env import env
@@ -24,7 +26,7 @@ COMMANDS = (run, show, imatrix, plan, quantize, evaluate, bench, env, demo)
 
 
 @click.group(cls=Group)
-@click.version_option(package_name="kizami", message="%(package)s %(version)s")
+@click.version_option(system.version(), message="kizami %(version)s")
 def cli() -> None:
     """Turn a DeepSeek-class checkpoint into the best GGUF of the size you ask for, and run it on a CPU.
 

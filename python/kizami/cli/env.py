@@ -15,7 +15,8 @@ from .options import json_option
 def env(as_json: bool) -> None:
     """Show the version, the instruction set in use, those available, cores and memory.
 
-    KIZAMI_ISA=scalar (or any lower level than the best) selects another instruction set; results are the same.
+    KIZAMI_ISA=scalar (or any lower level than the best) selects another instruction set; results are the
+    same.
 
     \b
     Examples:

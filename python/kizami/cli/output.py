@@ -39,7 +39,7 @@ class Command(click.Command):
         )
         super().__init__(*args, **settings)
 
-    def main(  # type: ignore[override]  # click declares it as overloads
+    def main(
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,
@@ -74,7 +74,6 @@ def _lenient_streams() -> None:
 def _exit_code(work: Callable[[], Any]) -> int:
     try:
         code = work()
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -87,10 +86,6 @@ def _exit_code(work: Callable[[], Any]) -> int:
         return _fail(str(error), error.hint, error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader has seen enough (`kizami show FILE | head`). Nothing is left to say, nor anyone to hear it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except MemoryError:
         return _fail("not enough memory", "try a smaller --ctx, or a smaller model", INPUT_OUTPUT)
     except OSError as error:
@@ -167,6 +162,12 @@ def size(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.2f} {name}"
     return f"{count} bytes"
+
+
+def outcome(nbytes: int, bpw: float, predicted_kld: float | None) -> str:
+    """What a budget bought, in a line."""
+    predicted = f", predicted KLD {predicted_kld:.4f}" if predicted_kld is not None else ""
+    return f"{nbytes:,} bytes ({size(nbytes)}), {bpw:.3f} bpw{predicted}"
 
 
 def histogram(tensors: Iterable[tuple[str, int, int]]) -> None:

@@ -55,7 +55,4 @@ def plan(
         return
     output.histogram((t.type, math.prod(t.shape), t.bytes) for t in made.tensors)
     output.line()
-    predicted = f", predicted KLD {made.predicted_kld:.4f}" if made.predicted_kld is not None else ""
-    output.line(
-        f"{out}: {made.file_bytes:,} bytes ({output.size(made.file_bytes)}), {made.bpw:.3f} bpw{predicted}"
-    )
+    output.line(f"{out}: " + output.outcome(made.file_bytes, made.bpw, made.predicted_kld))

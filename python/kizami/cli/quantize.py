@@ -92,10 +92,7 @@ def _print(report: Report, src: str, dry_run: bool) -> None:
         output.line()
     output.histogram((t["type"], math.prod(source[t["name"]].shape), t["bytes"]) for t in report.tensors)
     output.line()
-    predicted = f", predicted KLD {report.predicted_kld:.4f}" if report.predicted_kld is not None else ""
-    what = "would be" if dry_run else "is"
-    output.line(
-        f"{report.path} {what} {report.bytes:,} bytes ({output.size(report.bytes)}), {report.bpw:.3f} bpw{predicted}"
-    )
+    outcome = output.outcome(report.bytes, report.bpw, report.predicted_kld)
+    output.line(f"{report.path} {'would be' if dry_run else 'is'} {outcome}")
     peak = f", peak memory {output.size(report.peak_rss)}" if report.peak_rss else ""
     output.note(f"{report.seconds:.1f} s{peak}")

@@ -60,9 +60,7 @@ def show(file: str, as_json: bool) -> None:
     output.line()
     output.histogram((kind, math.prod(shape), size) for _, kind, shape, size in tensors)
     output.line()
-    output.line(
-        f"{len(tensors)} tensors, {weights:,} weights, {nbytes:,} bytes ({output.size(nbytes)}), {bpw:.3f} bpw"
-    )
+    output.line(f"{len(tensors)} tensors, {weights:,} weights, " + output.outcome(nbytes, bpw, None))
     for note in source.notes if isinstance(source, Checkpoint) else ():
         output.line(note)
 

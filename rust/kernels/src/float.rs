@@ -67,10 +67,11 @@ fn decode_blocks<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, row: usize, chunk: u
         }
         Family::Super => {
             for (s, (out, codes)) in out.0.chunks_exact_mut(SUB).zip(c.codes.chunks_exact(SUB)).enumerate() {
-                let scale = i32::from(c.scales[s]);
+                // Exact: an f16 times an integer below 2^13. What is rounded is the product with the code.
+                let scale = c.d * f32::from(c.scales[s]);
                 let min = if F::HAS_MIN { c.dmin * f32::from(c.mins[s]) } else { 0.0 };
                 for (out, &code) in out.iter_mut().zip(codes) {
-                    let value = c.d * (scale * i32::from(code)) as f32;
+                    let value = scale * f32::from(code);
                     *out = if F::HAS_MIN { value - min } else { value };
                 }
             }

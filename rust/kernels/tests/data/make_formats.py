@@ -70,8 +70,9 @@ def main() -> None:
     rng = np.random.default_rng(20)
     for name in FORMATS:
         blocks, weights = make(name, rng)
+        count = np.array(len(blocks), dtype="<u4")
         path = Path(__file__).with_name(f"{name.lower()}.bin")
-        path.write_bytes(np.uint32(len(blocks)).astype("<u4").tobytes() + blocks.tobytes() + weights.tobytes())
+        path.write_bytes(count.tobytes() + blocks.tobytes() + weights.tobytes())
 
 
 if __name__ == "__main__":

@@ -147,6 +147,11 @@ pub(super) struct Found {
     first: [u8; LANES],
 }
 
+impl Found {
+    /// Nothing yet.
+    pub(super) const NONE: Found = Found { cost: Lanes::ZERO, place: [0; LANES], first: [0; LANES] };
+}
+
 /// `(i, j)` at place `i * seconds + j`.
 pub(super) const fn pairs<const N: usize>(seconds: usize) -> [(u8, u8); N] {
     let mut pairs = [(0, 0); N];

@@ -5,7 +5,7 @@
 use super::Encode;
 use super::codebook::{Book, Found, Groups, flips, minima, pairs, sums};
 use super::lanes::{LANES, Lanes, opaque};
-use super::steps::{Choice, Envelope, GROUPS, LEAST, PER_STEP, STEPS, Steps, best_steps, unbiased};
+use super::steps::{Batch, PER_STEP, Plan, choose_scales, unbiased};
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq2_xxs::{BlockIq2Xxs, GRID, Iq2Xxs, MAGNITUDES};
@@ -35,12 +35,9 @@ const fn halves() -> [(u8, u8); 256] {
     halves
 }
 
-/// Trial scales relative to a sub-block's root mean square.
-const TRIALS: [f32; 7] = [0.034, 0.040, 0.046, 0.052, 0.059, 0.067, 0.077];
-/// Rounds of choosing codes at the scales found.
-const ROUNDS: usize = 2;
-/// The largest sub-scale.
-const LAST: f32 = 15.0;
+/// Trial scales of a sub-block whose root mean square is one.
+const PLAN: Plan<'_> =
+    Plan { trials: &[0.034, 0.040, 0.046, 0.052, 0.059, 0.067, 0.077], rounds: 2, last: 15.0 };
 
 impl Encode<256> for Iq2Xxs {
     type Block = BlockIq2Xxs;
@@ -51,15 +48,15 @@ impl Encode<256> for Iq2Xxs {
         if target.empty {
             return block;
         }
-        let batches = [Batch::new(target, 0), Batch::new(target, 1)];
-        let steps = choose_scales(target, &batches);
+        let batches = [Groups8::new(target, 0), Groups8::new(target, 1)];
+        let mut steps = choose_scales::<_, 1>(target, &batches, &PLAN);
         // The file's d is eight times ours.
-        let d = target.frame.store(steps.d * 8.0).1;
-        let steps = Steps { d: d / 8.0, ..steps };
-        let (mut xq, mut xx) = (0f32, 0f32);
+        steps.d = target.frame.store(steps.d * 8.0).1 / 8.0;
+        let mut decoded = [0.0; 256];
         let words: &mut [[u8; 8]; 8] = bytemuck::cast_mut(&mut block.qs);
         for (b, batch) in batches.iter().enumerate() {
-            let found = batch.choose_codes(scales(&steps, b));
+            let scales = steps.scales(b);
+            let found = batch.choose_codes(scales);
             for l in 0..opaque(LANES) {
                 let g = LANES * b + l;
                 let entry = BOOK.number(&found, l);
@@ -70,70 +67,19 @@ impl Encode<256> for Iq2Xxs {
                 word |= u64::from(entry) << (8 * j) | u64::from(signs & 127) << (32 + 7 * j);
                 word |= u64::from(steps.step[sub]) << 60;
                 words[sub] = word.to_le_bytes();
-                let scale = steps.scale(sub);
                 for i in 0..8 {
-                    let magnitude = f32::from(magnitudes[i]) * scale;
-                    let q = if signs >> i & 1 == 1 { -magnitude } else { magnitude };
-                    let (h, x) = (target.h[8 * g + i], target.x[8 * g + i]);
-                    xq += h * x * q;
-                    xx += h * x * x;
+                    let magnitude = f32::from(magnitudes[i]) * scales.0[l];
+                    decoded[8 * g + i] = if signs >> i & 1 == 1 { -magnitude } else { magnitude };
                 }
             }
         }
-        block.d = target.frame.store(d * unbiased(xx, xq)).0;
+        block.d = target.frame.store(steps.d * 8.0 * unbiased(target, &decoded)).0;
         block
     }
 }
 
-/// The scale of each of sixteen groups.
-#[inline(always)]
-fn scales(steps: &Steps, batch: usize) -> Lanes {
-    let mut t = Lanes::ZERO;
-    for l in 0..LANES {
-        t.0[l] = steps.scale((LANES * batch + l) / PER_STEP);
-    }
-    t
-}
-
-#[inline(always)]
-fn choose_scales(target: &Target<256>, batches: &[Batch; 2]) -> Steps {
-    const K: usize = TRIALS.len() + ROUNDS;
-    let mut rms = [0f32; STEPS];
-    for b in 0..STEPS {
-        let (mut ww, mut wxx) = (0f32, 0f32);
-        for i in 32 * b..32 * b + 32 {
-            ww += target.w[i];
-            wxx += target.w[i] * target.x[i] * target.x[i];
-        }
-        rms[b] = (wxx / ww).sqrt();
-    }
-    let mut envelope = Envelope::<K>::new();
-    let mut best = Steps { d: 0.0, step: [0; STEPS] };
-    for k in 0..K {
-        let mut choice = Choice { xq: [0.0; GROUPS], qq: [0.0; GROUPS] };
-        for (b, batch) in batches.iter().enumerate() {
-            let mut t = scales(&best, b);
-            if k < TRIALS.len() {
-                for l in 0..LANES {
-                    t.0[l] = rms[(LANES * b + l) / PER_STEP] * TRIALS[k];
-                }
-                t = t.max(Lanes::splat(LEAST));
-            }
-            let found = batch.choose_codes(t);
-            let (xq, qq) = batch.sums(&found, t);
-            choice.xq[LANES * b..][..LANES].copy_from_slice(&xq.0);
-            choice.qq[LANES * b..][..LANES].copy_from_slice(&qq.0);
-        }
-        envelope.push(choice);
-        if k + 1 >= TRIALS.len() {
-            best = best_steps(&envelope, LAST);
-        }
-    }
-    best
-}
-
 /// Sixteen groups of eight.
-struct Batch {
+struct Groups8 {
     groups: Groups<8>,
     /// `w * |x|`
     wx: [Lanes; 8],
@@ -143,9 +89,9 @@ struct Batch {
     squares: [[Lanes; HALVES]; 2],
 }
 
-impl Batch {
+impl Groups8 {
     #[inline(always)]
-    fn new(target: &Target<256>, batch: usize) -> Batch {
+    fn new(target: &Target<256>, batch: usize) -> Groups8 {
         let groups = Groups::<8>::new(&target.x[128 * batch..][..128], &target.w[128 * batch..][..128]);
         let mut wx = [Lanes::ZERO; 8];
         let mut odd = Lanes::ZERO;
@@ -159,7 +105,7 @@ impl Batch {
             let q = f32::from(MAGNITUDES[usize::from(level)]);
             digits[usize::from(i)][usize::from(level)] = groups.w[usize::from(i)] * Lanes::splat(q * q);
         }
-        let mut batch = Batch { groups, wx, odd, squares: [[Lanes::ZERO; HALVES]; 2] };
+        let mut batch = Groups8 { groups, wx, odd, squares: [[Lanes::ZERO; HALVES]; 2] };
         half_sums(&digits, 0, &mut batch.squares[0]);
         half_sums(&digits, 4, &mut batch.squares[1]);
         batch
@@ -185,13 +131,6 @@ impl Batch {
         BOOK.nearest_flipped(first, second, first_flipped, second_flipped)
     }
 
-    /// `<x, q>` and `<q, q>` of what was found under `t`: its cost is `t² <q, q> - 2 t <x, q>`.
-    #[inline(always)]
-    fn sums(&self, found: &Found, t: Lanes) -> (Lanes, Lanes) {
-        let qq = BOOK.sum_at(found, &self.squares[0], &self.squares[1]);
-        ((t * t * qq - found.cost) / (t + t), qq)
-    }
-
     /// The eight signs of one group, an even number of them minus (bits set).
     #[inline(always)]
     fn signs(&self, lane: usize, magnitudes: &[i8; 8]) -> u8 {
@@ -203,6 +142,16 @@ impl Batch {
             (least, cheapest) = if price < least { (price, i) } else { (least, cheapest) };
         }
         signs ^ (signs.count_ones() as u8 & 1) << cheapest
+    }
+}
+
+impl Batch for Groups8 {
+    /// The cost of what is found is `t² <q, q> - 2 t <x, q>`.
+    #[inline(always)]
+    fn sums(&self, t: Lanes, _: usize) -> (Lanes, Lanes) {
+        let found = self.choose_codes(t);
+        let qq = BOOK.sum_at(&found, &self.squares[0], &self.squares[1]);
+        ((t * t * qq - found.cost) / (t + t), qq)
     }
 }
 

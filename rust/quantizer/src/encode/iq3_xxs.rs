@@ -1,3 +1,216 @@
-use super::{Encode,target::Target};
-use kizami_kernels::formats::iq3_xxs::*;
-impl Encode<256> for Iq3Xxs { type Block = BlockIq3Xxs; fn encode(_: &Target<256>) -> BlockIq3Xxs { bytemuck::Zeroable::zeroed() } }
+//! IQ3_XXS: four neighbours become a codebook entry; eight share seven signs, the eighth making
+//! their number even. Where the weights disagree one of eight signs is given up, in the first or
+//! the second entry, whichever is cheaper with that entry re-chosen.
+
+use super::Encode;
+use super::codebook::{Book, Found, Groups, flips, pairs, sums};
+use super::lanes::{LANES, Lanes, opaque};
+use super::steps::{Batch, PER_STEP, Plan, choose_scales, unbiased};
+use super::target::Target;
+use bytemuck::Zeroable;
+use kizami_kernels::formats::iq3_xxs::{BlockIq3Xxs, GRID, Iq3Xxs, MAGNITUDES};
+
+/// Distinct halves: two magnitudes of eight levels.
+const HALVES: usize = 64;
+
+static BOOK: Book<256, HALVES> = Book::new(&halves());
+
+const fn halves() -> [(u8, u8); 256] {
+    let mut halves = [(0, 0); 256];
+    let mut e = 0;
+    while e < 256 {
+        let mut digits = [0u8; 2];
+        let mut i = 0;
+        while i < 4 {
+            let mut level = 0;
+            while MAGNITUDES[level] != GRID[e][i] {
+                level += 1;
+            }
+            digits[i / 2] = digits[i / 2] * 8 + level as u8;
+            i += 1;
+        }
+        halves[e] = (digits[0], digits[1]);
+        e += 1;
+    }
+    halves
+}
+
+/// Trial scales of a sub-block whose root mean square is one.
+const PLAN: Plan<'_> =
+    Plan { trials: &[0.031, 0.036, 0.041, 0.046, 0.052, 0.059, 0.068], rounds: 2, last: 15.0 };
+
+impl Encode<256> for Iq3Xxs {
+    type Block = BlockIq3Xxs;
+
+    #[inline(always)]
+    fn encode(target: &Target<256>) -> BlockIq3Xxs {
+        let mut block = BlockIq3Xxs::zeroed();
+        if target.empty {
+            return block;
+        }
+        let batches = [Groups8::new(target, 0), Groups8::new(target, 1)];
+        let mut steps = choose_scales::<_, 1>(target, &batches, &PLAN);
+        // The file's d is four times ours.
+        steps.d = target.frame.store(steps.d * 4.0).1 / 4.0;
+        let mut decoded = [0.0; 256];
+        let words: &mut [[u8; 4]; 8] = bytemuck::cast_mut(&mut block.signs_scales);
+        for (b, batch) in batches.iter().enumerate() {
+            let scales = steps.scales(b);
+            let found = batch.choose_codes(scales);
+            for l in 0..opaque(LANES) {
+                let g = LANES * b + l;
+                let entries = found.entries(l);
+                let magnitudes: [i8; 8] = bytemuck::cast(entries.map(|e| GRID[usize::from(e)]));
+                let signs = batch.signs(l, &magnitudes);
+                let (sub, j) = (g / PER_STEP, g % PER_STEP);
+                block.qs[2 * g] = entries[0] as u8;
+                block.qs[2 * g + 1] = entries[1] as u8;
+                let mut word = u32::from_le_bytes(words[sub]);
+                word |= u32::from(signs & 127) << (7 * j) | u32::from(steps.step[sub]) << 28;
+                words[sub] = word.to_le_bytes();
+                for i in 0..8 {
+                    let magnitude = f32::from(magnitudes[i]) * scales.0[l];
+                    decoded[8 * g + i] = if signs >> i & 1 == 1 { -magnitude } else { magnitude };
+                }
+            }
+        }
+        block.d = target.frame.store(steps.d * 4.0 * unbiased(target, &decoded)).0;
+        block
+    }
+}
+
+/// Two entries per lane.
+struct Pair {
+    /// The cheapest entries with all signs right.
+    plain: [Found; 2],
+    /// The cheapest entries with one sign wrong.
+    flipped: [Found; 2],
+    /// Which of the entries take a wrong sign.
+    wrong: [[bool; LANES]; 2],
+}
+
+impl Pair {
+    /// What the chosen entries cost together.
+    #[inline(always)]
+    fn cost(&self) -> Lanes {
+        let mut cost = Lanes::ZERO;
+        for h in 0..2 {
+            for l in 0..LANES {
+                cost.0[l] += if self.wrong[h][l] { self.flipped[h].cost.0[l] } else { self.plain[h].cost.0[l] };
+            }
+        }
+        cost
+    }
+
+    #[inline(always)]
+    fn entries(&self, lane: usize) -> [u16; 2] {
+        let mut entries = [0; 2];
+        for h in 0..2 {
+            let found = if self.wrong[h][lane] { &self.flipped[h] } else { &self.plain[h] };
+            entries[h] = BOOK.number(found, lane);
+        }
+        entries
+    }
+}
+
+/// Sixteen groups of eight.
+struct Groups8 {
+    groups: Groups<8>,
+    /// `w * |x|`
+    wx: [Lanes; 8],
+    /// Whether an odd number of weights is negative.
+    odd: [bool; LANES],
+    /// `<q, q>` of the halves of either entry.
+    squares: [[[Lanes; HALVES]; 2]; 2],
+}
+
+impl Groups8 {
+    #[inline(always)]
+    fn new(target: &Target<256>, batch: usize) -> Groups8 {
+        let groups = Groups::<8>::new(&target.x[128 * batch..][..128], &target.w[128 * batch..][..128]);
+        let mut wx = [Lanes::ZERO; 8];
+        let mut odd = [false; LANES];
+        for i in 0..8 {
+            wx[i] = groups.w[i] * groups.x[i].abs();
+            for l in 0..LANES {
+                odd[l] ^= groups.x[i].0[l] < 0.0;
+            }
+        }
+        let mut digits = [[Lanes::ZERO; 8]; 8];
+        for &(i, level) in opaque(&DIGITS) {
+            let q = f32::from(MAGNITUDES[usize::from(level)]);
+            digits[usize::from(i)][usize::from(level)] = groups.w[usize::from(i)] * Lanes::splat(q * q);
+        }
+        let mut new = Groups8 { groups, wx, odd, squares: [[[Lanes::ZERO; HALVES]; 2]; 2] };
+        for (h, [first, second]) in new.squares.iter_mut().enumerate() {
+            sums(&DIGITS, &digits[4 * h], &digits[4 * h + 1], first);
+            sums(&DIGITS, &digits[4 * h + 2], &digits[4 * h + 3], second);
+        }
+        new
+    }
+
+    /// The codes of sixteen groups given their scales: the cheapest entries, signs included.
+    #[inline(always)]
+    fn choose_codes(&self, t: Lanes) -> Pair {
+        let mut costs = [[Lanes::ZERO; 8]; 8];
+        let mut prices = [[Lanes::ZERO; 8]; 8];
+        for &(i, level) in opaque(&DIGITS) {
+            let (i, level) = (usize::from(i), usize::from(level));
+            let q = t * Lanes::splat(f32::from(MAGNITUDES[level]));
+            let twice = self.wx[i] * q * Lanes::splat(2.0);
+            costs[i][level] = self.groups.w[i] * q * q - twice;
+            prices[i][level] = twice + twice;
+        }
+        let mut pair = Pair { plain: [Found::NONE; 2], flipped: [Found::NONE; 2], wrong: [[false; LANES]; 2] };
+        for &h in opaque(&[0usize, 1]) {
+            let mut tables = [[Lanes::ZERO; HALVES]; 4];
+            let [first, second, first_flipped, second_flipped] = &mut tables;
+            sums(&DIGITS, &costs[4 * h], &costs[4 * h + 1], first);
+            sums(&DIGITS, &costs[4 * h + 2], &costs[4 * h + 3], second);
+            flips(&DIGITS, first, &prices[4 * h], &prices[4 * h + 1], first_flipped);
+            flips(&DIGITS, second, &prices[4 * h + 2], &prices[4 * h + 3], second_flipped);
+            pair.plain[h] = BOOK.nearest(first, second);
+            pair.flipped[h] = BOOK.nearest_flipped(first, second, first_flipped, second_flipped);
+        }
+        for l in 0..LANES {
+            let first_wrong = pair.flipped[0].cost.0[l] + pair.plain[1].cost.0[l];
+            let second_wrong = pair.plain[0].cost.0[l] + pair.flipped[1].cost.0[l];
+            pair.wrong[0][l] = self.odd[l] && first_wrong <= second_wrong;
+            pair.wrong[1][l] = self.odd[l] && first_wrong > second_wrong;
+        }
+        pair
+    }
+
+    /// The eight signs of one group, an even number of them minus (bits set).
+    #[inline(always)]
+    fn signs(&self, lane: usize, magnitudes: &[i8; 8]) -> u8 {
+        let mut signs = 0u8;
+        let (mut least, mut cheapest) = (f32::MAX, 0);
+        for i in 0..8 {
+            signs |= u8::from(self.groups.x[i].0[lane] < 0.0) << i;
+            let price = self.wx[i].0[lane] * f32::from(magnitudes[i]);
+            (least, cheapest) = if price < least { (price, i) } else { (least, cheapest) };
+        }
+        signs ^ (signs.count_ones() as u8 & 1) << cheapest
+    }
+}
+
+impl Batch for Groups8 {
+    /// The cost of what is found is `t² <q, q> - 2 t <x, q>`.
+    #[inline(always)]
+    fn sums(&self, t: Lanes, _: usize) -> (Lanes, Lanes) {
+        let found = self.choose_codes(t);
+        let mut qq = Lanes::ZERO;
+        for h in 0..2 {
+            let [first, second] = &self.squares[h];
+            let plain = BOOK.sum_at(&found.plain[h], first, second);
+            let flipped = BOOK.sum_at(&found.flipped[h], first, second);
+            for l in 0..LANES {
+                qq.0[l] += if found.wrong[h][l] { flipped.0[l] } else { plain.0[l] };
+            }
+        }
+        ((t * t * qq - found.cost()) / (t + t), qq)
+    }
+}
+
+static DIGITS: [(u8, u8); HALVES] = pairs(8);

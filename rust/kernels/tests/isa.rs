@@ -1,0 +1,266 @@
+//! The promise of the kernels, for every format: the bits of a result depend on the weights and on
+//! one column of activations, and on nothing else. Not on the instruction set, the other columns of
+//! the batch or the number of threads. And that result is close to the true one.
+
+use kizami_kernels::convert::{f16_to_f32, f32_to_bf16};
+use kizami_kernels::matmul::{Columns, Precision, dequantize, matmul};
+use kizami_kernels::par::set_threads;
+use kizami_kernels::{Family, Level, Matrix, Type, set_level};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use std::sync::Mutex;
+
+/// The level and the thread pool belong to the process: one test at a time.
+static GLOBALS: Mutex<()> = Mutex::new(());
+
+/// xorshift64*: contents are drawn from a seed, so that shrinking works on shapes.
+struct Rng(u64);
+
+impl Rng {
+    fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.bits() >> 33) as usize % n
+    }
+
+    /// Uniform in -1..1.
+    fn unit(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// What fills a matrix and its activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Contents {
+    /// Random bits under ordinary scales.
+    Random,
+    /// One random byte repeated and activations of one magnitude: where 16-bit sums would overflow.
+    Extreme,
+    /// Some scales, weights and activations are zeros, huge, infinite or NaN.
+    Hostile,
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    rows: usize,
+    cols: usize,
+    n: usize,
+    contents: Contents,
+    seed: u64,
+}
+
+fn cases(ty: Type) -> impl Strategy<Value = Case> {
+    let contents = prop::sample::select(vec![Contents::Random, Contents::Extreme, Contents::Hostile]);
+    (1..=20usize, 1..=768 / ty.block(), 1..=40usize, contents, 1..u64::MAX).prop_map(
+        move |(rows, blocks, n, contents, seed)| Case { rows, cols: blocks * ty.block(), n, contents, seed },
+    )
+}
+
+const HOSTILE_HALVES: [u16; 8] = [0x0000, 0x8000, 0x0001, 0x7bff, 0xfbff, 0x7c00, 0xfc00, 0x7e00];
+const HOSTILE_FLOATS: [f32; 6] = [0.0, -0.0, 1e-40, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+
+/// An f16 between about 2^-14 and 2, of either sign, or a hostile one in every fourth.
+fn half(rng: &mut Rng, contents: Contents) -> u16 {
+    if contents == Contents::Hostile && rng.below(4) == 0 {
+        return HOSTILE_HALVES[rng.below(HOSTILE_HALVES.len())];
+    }
+    (rng.bits() & 0x83ff) as u16 | (rng.below(15) as u16 + 1) << 10
+}
+
+fn float(rng: &mut Rng, contents: Contents) -> f32 {
+    if contents == Contents::Hostile && rng.below(64) == 0 {
+        return HOSTILE_FLOATS[rng.below(HOSTILE_FLOATS.len())];
+    }
+    rng.unit()
+}
+
+fn weights(ty: Type, rng: &mut Rng, case: &Case) -> Vec<u8> {
+    let count = case.rows * case.cols;
+    match ty {
+        Type::F32 => (0..count).flat_map(|_| float(rng, case.contents).to_le_bytes()).collect(),
+        Type::F16 => (0..count).flat_map(|_| half(rng, case.contents).to_le_bytes()).collect(),
+        Type::BF16 => (0..count).flat_map(|_| f32_to_bf16(float(rng, case.contents)).to_le_bytes()).collect(),
+        Type::F8E4M3 => {
+            let nan = |byte: u8| byte & 0x7f == 0x7f && case.contents != Contents::Hostile;
+            (0..count).map(|_| rng.bits() as u8).map(|byte| if nan(byte) { 0 } else { byte }).collect()
+        }
+        _ => {
+            let mut bytes = vec![0; count / ty.block() * ty.block_bytes()];
+            let halves: &[usize] = match ty {
+                Type::Q4K => &[0, 2],
+                Type::Q6K => &[208],
+                _ => &[0],
+            };
+            for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+                let byte = rng.bits() as u8;
+                block.fill_with(|| if case.contents == Contents::Extreme { byte } else { rng.bits() as u8 });
+                for &at in halves {
+                    block[at..at + 2].copy_from_slice(&half(rng, case.contents).to_le_bytes());
+                }
+            }
+            bytes
+        }
+    }
+}
+
+fn activations(rng: &mut Rng, case: &Case) -> Vec<f32> {
+    let mut x = Vec::with_capacity(case.n * case.cols);
+    for _ in 0..case.n {
+        let magnitude = [0.0, 1e-3, 1.0, 300.0][rng.below(4)];
+        for _ in 0..case.cols {
+            let value = match case.contents {
+                Contents::Extreme => rng.unit().signum(),
+                contents => float(rng, contents),
+            };
+            x.push(magnitude * value);
+        }
+    }
+    x
+}
+
+fn run(w: &Matrix<'_>, x: &[f32], precision: Precision) -> Vec<f32> {
+    let columns = Columns::new(x, w.cols(), precision).expect("whole columns");
+    let mut out = vec![f32::NAN; columns.len() * w.rows()];
+    matmul(w, &columns, &mut out).expect("shapes that agree");
+    out
+}
+
+/// Where two results differ in their bits; any NaN equals any other.
+fn difference(found: &[f32], expected: &[f32]) -> Option<String> {
+    let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+    assert_eq!(found.len(), expected.len());
+    let at = (0..found.len()).find(|&i| !same(found[i], expected[i]))?;
+    Some(format!("output {at}: {:e}, not {:e}", found[at], expected[at]))
+}
+
+/// Holds a result against f64 arithmetic over the decoded weights. Three things may move it:
+///
+/// - rounding an activation to 8 bits, by at most half a step of its span's maximum / 127;
+/// - each rounding of f32 arithmetic, 2^-24 of what is summed: a few per term and one per addition;
+/// - for Q4_K, a weight is a difference whose two products are summed apart, so both count.
+fn check_distance(w: &Matrix<'_>, bytes: &[u8], x: &[f32], precision: Precision, out: &[f32]) {
+    let (ty, rows, cols) = (w.ty(), w.rows(), w.cols());
+    let mut decoded = vec![0.0; rows * cols];
+    dequantize(w, 0, &mut decoded).expect("all rows");
+    let span = match (ty.family(), precision) {
+        (Some(Family::Super), Precision::Int8) => Some(256),
+        (Some(Family::Grouped), Precision::Int8) => Some(32),
+        _ => None,
+    };
+    let additions = span.map_or(cols.div_ceil(16) + 4, |span| 2 * cols.div_ceil(span));
+    let epsilon = (additions + 8) as f64 * 2f64.powi(-24);
+    for (c, x) in x.chunks_exact(cols).enumerate() {
+        for (r, weights) in decoded.chunks_exact(cols).enumerate() {
+            let (mut exact, mut bound) = (0.0, f64::from(f32::MIN_POSITIVE));
+            for (k, (&weight, &value)) in weights.iter().zip(x).enumerate() {
+                let block = (r * cols + k) / 256 * 144;
+                let min = match ty {
+                    Type::Q4K => {
+                        f16_to_f32(u16::from_le_bytes([bytes[block + 2], bytes[block + 3]])).abs() * 63.0
+                    }
+                    _ => 0.0,
+                };
+                let gross = f64::from(weight.abs()) + 2.0 * f64::from(min);
+                exact += f64::from(weight) * f64::from(value);
+                bound += match span {
+                    None => gross * f64::from(value.abs()) * epsilon,
+                    Some(span) => {
+                        let group = &x[k / span * span..cols.min((k / span + 1) * span)];
+                        let max = f64::from(group.iter().fold(0.0f32, |max, x| max.max(x.abs())));
+                        gross * max * (0.501 / 127.0 + epsilon)
+                    }
+                };
+            }
+            let found = f64::from(out[c * rows + r]);
+            let distance = (found - exact).abs();
+            assert!(
+                distance <= bound,
+                "{ty:?} {precision:?} row {r} column {c}: {found:e} is {distance:e} from {exact:e}, over {bound:e}"
+            );
+        }
+    }
+}
+
+fn check(ty: Type, case: &Case, available: &[Level]) {
+    let mut rng = Rng(case.seed);
+    let bytes = weights(ty, &mut rng, case);
+    let squares = if ty == Type::F8E4M3 { case.rows.div_ceil(128) * case.cols.div_ceil(128) } else { 0 };
+    let scales: Vec<f32> = (0..squares).map(|_| rng.unit()).collect();
+    let x = activations(&mut rng, case);
+    let w = Matrix::new(ty, case.rows, case.cols, &bytes, &scales).expect("a valid matrix");
+    for precision in [Precision::Int8, Precision::F32] {
+        assert!(set_level(Level::Scalar));
+        let expected = run(&w, &x, precision);
+        if case.contents != Contents::Hostile {
+            check_distance(&w, &bytes, &x, precision, &expected);
+        }
+        for &level in available {
+            assert!(set_level(level));
+            let found = run(&w, &x, precision);
+            if let Some(difference) = difference(&found, &expected) {
+                panic!("{ty:?} {precision:?} at {level:?}: {difference}");
+            }
+            let alone: Vec<f32> = x.chunks_exact(case.cols).flat_map(|x| run(&w, x, precision)).collect();
+            if let Some(difference) = difference(&alone, &expected) {
+                panic!("{ty:?} {precision:?} at {level:?}, one column at a time: {difference}");
+            }
+        }
+    }
+}
+
+fn available() -> Vec<Level> {
+    let (available, skipped): (Vec<_>, Vec<_>) = Level::ALL.iter().partition(|level| level.available());
+    if !skipped.is_empty() {
+        println!("SKIPPED, this CPU has no {skipped:?}");
+    }
+    available
+}
+
+#[test]
+fn results_depend_on_nothing_but_weights_and_column() {
+    let _guard = GLOBALS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let available = available();
+    for &ty in Type::ALL {
+        let mut runner =
+            TestRunner::new(Config { cases: 96, failure_persistence: None, ..Config::default() });
+        let result = runner.run(&cases(ty), |case| {
+            check(ty, &case, &available);
+            Ok(())
+        });
+        if let Err(error) = result {
+            panic!("{ty:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_threads() {
+    let _guard = GLOBALS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    for level in available() {
+        assert!(set_level(level));
+        for (i, &ty) in Type::ALL.iter().enumerate() {
+            // Large enough for several tasks, with a last one that is not full.
+            let case = Case { rows: 83, cols: 768, n: 40, contents: Contents::Random, seed: i as u64 + 1 };
+            let mut rng = Rng(case.seed);
+            let bytes = weights(ty, &mut rng, &case);
+            let scales = vec![0.5; if ty == Type::F8E4M3 { 6 } else { 0 }];
+            let x = activations(&mut rng, &case);
+            let w = Matrix::new(ty, case.rows, case.cols, &bytes, &scales).expect("a valid matrix");
+            for precision in [Precision::Int8, Precision::F32] {
+                set_threads(1);
+                let expected = run(&w, &x, precision);
+                for threads in [2, 3] {
+                    set_threads(threads);
+                    if let Some(difference) = difference(&run(&w, &x, precision), &expected) {
+                        panic!("{ty:?} {precision:?} at {level:?}, {threads} threads: {difference}");
+                    }
+                }
+            }
+        }
+    }
+}
