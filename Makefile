@@ -36,9 +36,10 @@ test: $(VENV)/.built $(VENV)/.test ## run the tests of the Rust crates and of th
 lint: $(VENV)/.built $(VENV)/.test $(VENV)/.lint ## check style, types, stubs and warnings
 	cargo fmt --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	MYPYPATH=python $(BIN)/stubtest kizami._core
+	MYPYPATH=python $(BIN)/stubtest kizami._core --mypy-config-file pyproject.toml
 
 .PHONY: bench
 bench: $(VENV)/.built $(VENV)/.test ## measure kernels and tokens per second

@@ -1,0 +1,517 @@
+"""The command line: arguments, what comes out where, exit codes, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from importlib.metadata import entry_points
+
+import pytest
+from click.testing import CliRunner
+
+from kizami import GGUF, demo
+from kizami.cli import COMMANDS, cli
+from kizami.cli import quantize as quantize_command
+from kizami.cli.options import SIZE, TOKENS
+from kizami.cli.output import printable
+from kizami.demo import EMBEDDED
+from kizami.imatrix import Imatrix
+
+SOURCE = str(EMBEDDED)
+KIZAMI = [sys.executable, "-c", "from kizami.cli import main; main()"]
+
+
+def kizami(*args, stdin=None, code=0):
+    """Runs a command in this process; returns its result."""
+    result = CliRunner().invoke(cli, [str(arg) for arg in args], prog_name="kizami", input=stdin)
+    assert result.exit_code == code, (args, result.output, result.exception)
+    return result
+
+
+def json_of(result):
+    """The one object on stdout."""
+    assert result.stdout.count("\n") == 1
+    return json.loads(result.stdout)
+
+
+def one_error(result, *fragments):
+    """stderr is one error line, perhaps with a hint, and stdout is empty."""
+    lines = result.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in result.stderr
+    assert all(line.startswith(("error: ", "hint: ")) for line in lines[lines.index(errors[0]) :])
+    assert result.stdout == ""
+    for fragment in fragments:
+        assert fragment in errors[0]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def q4k(workdir):
+    path = workdir / "q4k.gguf"
+    kizami("quantize", SOURCE, path, "--type", "Q4_K")
+    return path
+
+
+@pytest.fixture(scope="module")
+def text(workdir):
+    path = workdir / "text.txt"
+    path.write_text((EMBEDDED / "eval.txt").read_text(encoding="utf-8")[:6000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def imatrix(workdir, text):
+    path = workdir / "imatrix.gguf"
+    found = json_of(
+        kizami("imatrix", SOURCE, "--text", text, "--out", path, "--ctx", 256, "--threads", 2, "--json")
+    )
+    assert found["path"] == str(path) and found["chunk_size"] == 256
+    assert found["tokens"] == found["chunks"] * 256 and found["seconds"] > 0
+    assert found["tensors"] == len(Imatrix.read(path).entries)
+    return path
+
+
+# -- numbers and usage ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "written, found",
+    [
+        ("4200000", 4_200_000),
+        ("4.2MB", 4_200_000),
+        ("4.2 mb", 4_200_000),
+        ("131GB", 131 * 10**9),
+        ("1.5G", 1_500_000_000),
+        ("512k", 512_000),
+        ("0.1TB", 10**11),
+        ("1MiB", 2**20),
+        ("1.5GiB", 3 * 2**29),
+        ("2Ki", 2048),
+        ("100B", 100),
+    ],
+)
+def test_sizes_as_people_write_them(written, found):
+    assert SIZE(written) == found
+
+
+@pytest.mark.parametrize(
+    "written", ["", "MB", "-1MB", "0", "0.1B", "1e6", "4,2MB", "4 2", "1XB", "1iB", "nan", "9" * 30, "１MB"]
+)
+def test_other_sizes_are_refused(written):
+    result = kizami("quantize", SOURCE, "x.gguf", "--size", written, "--dry-run", code=2)
+    one_error(result, "--size", "4.2MB")
+
+
+@pytest.mark.parametrize("written, found", [("512", 512), ("32K", 32768), ("32k", 32768), ("1M", 1 << 20)])
+def test_tokens_as_people_write_them(written, found):
+    assert TOKENS(written) == found
+
+
+@pytest.mark.parametrize(
+    "args, fragment",
+    [
+        (["nonsense"], "no such command"),
+        (["show"], "missing argument"),
+        (["show", "nowhere"], "does not exist"),
+        (["quantize", SOURCE, "x.gguf"], "exactly one of --bpw, --size, --type, --plan, found none"),
+        (["quantize", SOURCE, "x.gguf", "--bpw", "2", "--type", "Q4_K"], "found --bpw and --type"),
+        (["quantize", SOURCE, "x.gguf", "--bpw", "-1"], "--bpw"),
+        (["quantize", SOURCE, "x.gguf", "--bpw", "nan"], "bpw"),
+        (["quantize", SOURCE, "x.gguf", "--type", "Q4_X"], "'Q4_X'"),
+        (["quantize", SOURCE, "x.gguf", "--type", "F8_E4M3"], "F8_E4M3"),
+        (["quantize", SOURCE, "x.gguf", "--type", "Q4_K", "--threads", "0"], "--threads"),
+        (["quantize", SOURCE, "x.gguf", "--plan", "nowhere.json"], "does not exist"),
+        (["quantize", SOURCE, ".", "--type", "Q4_K"], "is a directory"),
+        (["plan", SOURCE, "--out", "p.json"], "exactly one of --bpw, --size"),
+        (["plan", SOURCE, "--bpw", "2"], "--out"),
+        (["eval", SOURCE, "--reference", SOURCE, "--text", "nowhere.txt"], "does not exist"),
+        (["eval", SOURCE, "--reference", SOURCE, "--text", "."], "is a directory"),
+        (
+            ["eval", SOURCE, "--reference", SOURCE, "--text", SOURCE + "/config.json", "--ctx", "1M"],
+            "1048576",
+        ),
+        (["imatrix", SOURCE, "--text", SOURCE + "/config.json", "--out", "x", "--ctx", "4096"], "4096"),
+        (["run", SOURCE, "hello", "--top-p", "0"], "--top-p"),
+        (["run", SOURCE, "hello", "--temp", "nan"], "temperature"),
+        (["run", SOURCE, "hello", "-n", "0"], "-n"),
+        (["run", SOURCE, "hello " * 100, "--ctx", "64"], "context of 64"),
+        (["run", SOURCE], "stdin is empty"),
+        (["bench", SOURCE, "-p", "1M"], "1048576"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_code_2(args, fragment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one_error(kizami(*args, code=2), fragment)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_there_and_ends_with_examples():
+    assert "quantize" in kizami("--help").stdout
+    assert kizami(code=2).stdout == ""
+    for command in COMMANDS:
+        page = kizami(command.name, "--help").stdout
+        assert f"kizami {command.name}" in page.split("Examples:")[1]
+        assert "--json" in page
+    assert kizami("--version").stdout.startswith("kizami ")
+
+
+def test_both_programs_are_installed():
+    found = {e.name: e.load() for e in entry_points(group="console_scripts") if e.value.startswith("kizami.")}
+    assert sorted(found) == ["kizami", "quantize-model"]
+    run = subprocess.run(
+        [shutil.which("quantize-model", path=sysconfig.get_path("scripts")), "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0 and run.stdout.startswith("Usage: quantize-model [OPTIONS] SRC OUT.gguf")
+
+
+# -- commands ------------------------------------------------------------------------------------------
+
+
+def test_env():
+    found = json_of(kizami("env", "--json"))
+    assert set(found) == {"version", "isa", "isa_available", "cores", "memory"}
+    assert found["isa"] in found["isa_available"] and found["isa_available"][0] == "scalar"
+    assert found["cores"] >= 1 and found["memory"] > 1 << 26
+    assert found["isa"] in kizami("env").stdout
+
+
+def test_show_a_file_and_a_directory(q4k):
+    file, directory = (json_of(kizami("show", path, "--json")) for path in (q4k, SOURCE))
+    for key in ("general.architecture", "tokenizer.ggml.tokens", "deepseek2.block_count"):
+        assert file["metadata"][key] == directory["metadata"][key]
+    assert len(file["metadata"]["tokenizer.ggml.tokens"]) == 4096
+    shapes = [{t["name"]: t["shape"] for t in found["tensors"]} for found in (file, directory)]
+    assert shapes[0] == shapes[1]
+    assert file["weights"] == directory["weights"]
+    assert 4.5 < file["bpw"] < 4.6 and file["bpw"] == file["tensor_bytes"] * 8 / file["weights"]
+    for path in (q4k, SOURCE):
+        text = kizami("show", path).stdout
+        assert re.search(r"tokenizer\.ggml\.tokens .*\.\.\.\] 4,096 items\n", text)
+        assert re.search(r"blk\.5\.ffn_down_exps\.weight +\w+ +8 x 256 x 256 +[\d,]+\n", text)
+
+
+def test_show_a_type_it_cannot_compute_with(q4k, tmp_path):
+    blob = q4k.read_bytes()
+    at = blob.index(b"output.weight") + len(b"output.weight") + 4 + 2 * 8
+    assert blob[at : at + 4] == b"\x0c\0\0\0"  # Q4_K, as wide as Q4_0
+    path = tmp_path / "foreign.gguf"
+    path.write_bytes(blob[:at] + b"\x02\0\0\0" + blob[at + 4 :])
+    assert "Q4_0" in kizami("show", path).stdout
+    one_error(kizami("run", path, "hello", code=65), "output.weight", "Q4_0")
+
+
+def test_quantize_with_one_type(q4k, tmp_path):
+    out = tmp_path / "again.gguf"
+    found = json_of(kizami("quantize", q4k, out, "--type", "q8-0", "--json"))
+    assert found["bytes"] == out.stat().st_size and found["path"] == str(out)
+    assert set(found) >= {"bytes", "bpw", "tensors", "seconds", "peak_rss"}
+    written = GGUF(out)
+    assert {t["name"]: t["type"] for t in found["tensors"]} == {name: t.type for name, t in written.items()}
+    assert all(t["bytes"] == written[t["name"]].nbytes for t in found["tensors"])
+    weights = sum(GGUF(out)[t["name"]].dequantize().size for t in found["tensors"])
+    assert found["bpw"] == pytest.approx(sum(t["bytes"] for t in found["tensors"]) * 8 / weights)
+    assert found["seconds"] > 0 and (found["peak_rss"] is None or found["peak_rss"] > 1 << 20)
+
+
+def test_dry_run_tells_the_size_and_writes_nothing(imatrix, tmp_path):
+    args = ["quantize", SOURCE, tmp_path / "out.gguf", "--size", "4.2MB", "--imatrix", imatrix]
+    said = json_of(kizami(*args, "--dry-run", "--json"))
+    assert said["bytes"] <= 4_200_000 and list(tmp_path.iterdir()) == []
+    text = kizami(*args, "--dry-run").stdout
+    assert f"would be {said['bytes']:,} bytes" in text and "blk.5.ffn_down_exps.weight" in text
+    done = json_of(kizami(*args, "--json"))
+    assert done["bytes"] == said["bytes"] == (tmp_path / "out.gguf").stat().st_size
+    assert done["tensors"] == said["tensors"]
+
+
+def test_calibration_and_imatrix_give_the_same_file(imatrix, text, tmp_path):
+    # --calibration uses windows of 512 tokens.
+    wide = tmp_path / "imatrix.gguf"
+    kizami("imatrix", SOURCE, "--text", text, "--out", wide)
+    for name, option in (("a.gguf", ["--imatrix", wide]), ("b.gguf", ["--calibration", text])):
+        kizami("quantize", SOURCE, tmp_path / name, "--type", "IQ4_NL", *option)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    result = kizami(
+        "quantize",
+        SOURCE,
+        tmp_path / "c.gguf",
+        "--type",
+        "Q4_K",
+        "--imatrix",
+        wide,
+        "--calibration",
+        text,
+        code=2,
+    )
+    one_error(result, "at most one")
+
+
+def test_a_plan_is_made_edited_and_replayed(imatrix, tmp_path):
+    plan, out = tmp_path / "plan.json", tmp_path / "out.gguf"
+    said = json_of(kizami("plan", SOURCE, "--bpw", "2.5", "--imatrix", imatrix, "--out", plan, "--json"))
+    assert said["bpw"] <= 2.5 and said["predicted_kld"] > 0
+    assert (
+        "predicted KLD" in kizami("plan", SOURCE, "--size", "5MB", "--imatrix", imatrix, "--out", plan).stdout
+    )
+    edited = json.loads(plan.read_text(encoding="utf-8"))
+    next(t for t in edited["tensors"] if t["name"] == "output.weight")["type"] = "Q8_0"
+    plan.write_text(json.dumps(edited), encoding="utf-8")
+    kizami("quantize", SOURCE, out, "--plan", plan)
+    written = {name: t.type for name, t in GGUF(out).items()}
+    assert written == {t["name"]: t["type"] for t in edited["tensors"]}
+
+
+def test_eval(q4k, text):
+    args = ["eval", q4k, "--reference", SOURCE, "--text", text, "--ctx", "256"]
+    found = json_of(kizami(*args, "--json"))
+    keys = "tokens ppl ppl_ref kld_mean kld_sem kld_p99 kld_p999 kld_max same_top".split()
+    assert set(found) == set(keys)
+    assert 0 < found["kld_mean"] < 0.1 and 0.8 < found["same_top"] <= 1 and found["tokens"] > 100
+    assert "same top" in kizami(*args).stdout
+
+
+def test_run_answers_on_stdout_and_reports_on_stderr(q4k):
+    result = kizami("run", q4k, "What is 7 + 15?", "-n", 8, "--threads", 1)
+    assert result.stdout.endswith("\n") and len(result.stdout) > 1
+    assert re.fullmatch(
+        r"load: +[\d.]+ s\n"
+        r"prompt: +[\d.]+ s, \d+ tokens, [\d.]+ tokens/s\n"
+        r"generation: +[\d.]+ s, \d+ tokens, [\d.]+ tokens/s\n",
+        result.stderr,
+    )
+    found = json_of(kizami("run", q4k, "-n", 8, "--json", stdin="What is 7 + 15?\n"))
+    assert found["text"] == result.stdout.removesuffix("\n")
+    assert found["prompt_tokens"] > 5 and 0 < found["generated_tokens"] <= 8
+
+
+def test_run_raw_and_sampled(q4k):
+    args = ["run", q4k, "The borrow checker", "--raw", "-n", 12, "--temp", 0.8, "--top-p", 0.9, "--json"]
+    one, two = (json_of(kizami(*args, "--seed", 7))["text"] for _ in range(2))
+    assert one == two
+    assert len({json_of(kizami(*args, "--seed", seed))["text"] for seed in range(4)}) > 1
+    assert json_of(kizami(*args))["prompt_tokens"] < json_of(kizami(*args[:3], "--json"))["prompt_tokens"]
+
+
+def test_bench(q4k):
+    found = json_of(kizami("bench", q4k, "-p", 32, "-n", 4, "--json", "--threads", 2))
+    assert set(found) == {"pp", "tg", "threads", "isa"} and found["threads"] == 2
+    assert found["pp"] > 0 and found["tg"] > 0
+    assert "tokens/s" in kizami("bench", q4k, "-p", 8, "-n", 2).stdout
+
+
+def test_demo(monkeypatch):
+    windows = demo.windows
+    monkeypatch.setattr(demo, "CALIBRATION_TOKENS", 2048)
+    monkeypatch.setattr(demo, "windows", lambda *args: windows(*args)[:4])
+    result = kizami("demo", "--json")
+    found = json_of(result)
+    dynamic, uniform = found["rows"]
+    assert set(dynamic) == {"file", "bytes", "bpw", "ppl", "kld_mean", "kld_p999", "same_top"}
+    assert dynamic["bytes"] <= uniform["bytes"]
+    assert len(found["continuations"]) == 3 and found["ppl_ref"] > 1
+    # Stages are plain lines where stderr is no terminal.
+    assert re.search(r"^calibrate: \d+ of \d+ in [\d.]+ s$", result.stderr, re.MULTILINE)
+
+
+# -- bad input -----------------------------------------------------------------------------------------
+
+
+def damaged_gguf(q4k, path, kind):
+    blob = q4k.read_bytes()
+    if kind == "cut in the weights":
+        blob = blob[: len(blob) // 2]
+    elif kind == "cut in the header":
+        blob = blob[:1000]
+    elif kind == "empty":
+        blob = b""
+    elif kind == "another magic":
+        blob = b"GGML" + blob[4:]
+    elif kind == "a git-lfs pointer":
+        blob = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    elif kind == "a tensor is missing":
+        blob = blob.replace(b"blk.3.attn_q_a.weight", b"blk.3.attn_q_x.weight", 1)
+    path.write_bytes(blob)
+    return path
+
+
+KINDS = ["cut in the weights", "cut in the header", "empty", "another magic", "a git-lfs pointer"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "a tensor is missing"])
+def test_damaged_gguf(kind, q4k, text, tmp_path):
+    path = damaged_gguf(q4k, tmp_path / "bad.gguf", kind)
+    out = tmp_path / "out" / "x"
+    out.parent.mkdir()
+    commands = [["run", path, "hello"], ["imatrix", path, "--text", text, "--out", out]]
+    commands += [["eval", path, "--reference", SOURCE, "--text", text]]
+    commands += [["eval", SOURCE, "--reference", path, "--text", text]]
+    if kind in KINDS:
+        commands += [["show", path], ["quantize", path, out, "--type", "Q8_0"]]
+        commands += [
+            ["plan", path, "--bpw", "3", "--out", out],
+            ["quantize", SOURCE, out, "--bpw", "3", "--imatrix", path],
+        ]
+    for command in commands:
+        one_error(kizami(*command, code=65), "bad.gguf")
+    assert list(out.parent.iterdir()) == []
+
+
+def checkpoint(path, *without):
+    """A copy of the embedded directory, by links, but for some files."""
+    path.mkdir()
+    for file in EMBEDDED.iterdir():
+        if file.suffix in (".json", ".safetensors") and file.name not in without:
+            try:
+                (path / file.name).symlink_to(file)
+            except OSError:  # Windows without the right to
+                shutil.copy(file, path / file.name)
+    return path
+
+
+def damaged_checkpoint(path, kind):
+    if kind == "a shard is missing":
+        checkpoint(path, "model.safetensors")
+        index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+        (path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+        return "model-00001-of-00002.safetensors"
+    if kind == "a tensor is missing":
+        checkpoint(path, "model.safetensors")
+        blob = (EMBEDDED / "model.safetensors").read_bytes()
+        (path / "model.safetensors").write_bytes(
+            blob.replace(b'"model.norm.weight"', b'"model.other.thing"', 1)
+        )
+        return "model.norm.weight"
+    if kind == "weights are cut":
+        checkpoint(path, "model.safetensors")
+        (path / "model.safetensors").write_bytes((EMBEDDED / "model.safetensors").read_bytes()[:-1000])
+        return "model.safetensors"
+    checkpoint(path, "config.json")
+    (path / "config.json").write_text("{", encoding="utf-8")
+    return "config.json"
+
+
+@pytest.mark.parametrize("kind", ["a shard is missing", "a tensor is missing", "weights are cut", "no JSON"])
+def test_damaged_checkpoint(kind, tmp_path):
+    named = damaged_checkpoint(tmp_path / "model", kind)
+    out = tmp_path / "out" / "x"
+    out.parent.mkdir()
+    for command in (
+        ["quantize", tmp_path / "model", out, "--type", "Q4_K"],
+        ["plan", tmp_path / "model", "--bpw", "3", "--out", out],
+        ["show", tmp_path / "model"],
+        ["run", tmp_path / "model", "hello"],
+    ):
+        one_error(kizami(*command, code=65), named)
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["quantize", "plan"])
+def test_a_size_below_the_smallest_names_the_smallest(command, imatrix, tmp_path):
+    def args(size):
+        target = [tmp_path / "x.gguf"] if command == "quantize" else ["--out", tmp_path / "x"]
+        return [command, SOURCE, *target, "--size", size, "--imatrix", imatrix]
+
+    refused = kizami(*args("1MB"), code=2)
+    one_error(refused, "1,000,000", "smallest possible")
+    assert list(tmp_path.iterdir()) == []
+    smallest = int(re.search(r"at least ([\d,]+)", refused.stderr)[1].replace(",", ""))
+    one_error(kizami(*args(smallest - 1), code=2), f"{smallest:,}")
+    found = json_of(kizami(*args(smallest), "--json"))
+    assert found.get("bytes", found.get("file_bytes")) <= smallest
+
+
+def test_unreadable_text(q4k, tmp_path):
+    bad, out = tmp_path / "bad.txt", tmp_path / "out"
+    bad.write_bytes(b"text, then \xff\xfe")
+    for command in (
+        ["eval", q4k, "--reference", SOURCE, "--text", bad],
+        ["imatrix", SOURCE, "--text", bad, "--out", out],
+        ["quantize", SOURCE, out, "--bpw", "3", "--calibration", bad],
+    ):
+        one_error(kizami(*command, code=65), "bad.txt", "byte 11")
+    one_error(kizami("run", q4k, stdin=b"\xff", code=65), "stdin")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", '{"format": "kizami-plan", "version": 1, "tensors": [{"name": "x", "type": "Q4_K"}]}'],
+)
+def test_a_bad_plan(content, tmp_path):
+    plan = tmp_path / "plan.json"
+    plan.write_text(content, encoding="utf-8")
+    one_error(kizami("quantize", SOURCE, tmp_path / "x.gguf", "--plan", plan, code=65), "plan.json")
+    assert list(tmp_path.iterdir()) == [plan]
+
+
+def test_the_source_is_never_overwritten(q4k):
+    before = q4k.read_bytes()
+    one_error(kizami("quantize", q4k, q4k, "--type", "Q8_0", code=2), "source")
+    assert q4k.read_bytes() == before
+
+
+def test_output_that_cannot_be_written(q4k, tmp_path):
+    out = tmp_path / "nowhere" / "x.gguf"
+    one_error(kizami("quantize", q4k, out, "--type", "Q8_0", code=74), "x.gguf")
+    one_error(kizami("plan", q4k, "--bpw", "5", "--out", out, code=74), "x.gguf")
+
+
+def test_a_files_own_words_cannot_steer_the_terminal():
+    assert printable("a\x1b[31mb\nc\u202e") == "a\N{REPLACEMENT CHARACTER}[31mb c\N{REPLACEMENT CHARACTER}"
+
+
+# -- as a process --------------------------------------------------------------------------------------
+
+
+def test_a_process_fails_in_one_line_without_traceback(tmp_path):
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"not a model")
+    run = subprocess.run([*KIZAMI, "run", bad, "hello"], capture_output=True, text=True)
+    assert run.returncode == 65 and run.stdout == ""
+    assert run.stderr.startswith(f"error: {bad}: not a GGUF file") and run.stderr.count("\n") == 1
+
+
+def test_output_in_a_narrow_encoding(q4k):
+    env = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    run = subprocess.run([*KIZAMI, "show", q4k], capture_output=True, env=env)
+    assert run.returncode == 0 and run.stderr == b"" and b"<?User?>" in run.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE, no SIGINT to another process")
+def test_a_closed_pipe_is_quiet(q4k):
+    shell = f"{sys.executable} -c 'from kizami.cli import main; main()' show {q4k} --json | head -c 10"
+    run = subprocess.run(shell, shell=True, capture_output=True)
+    assert len(run.stdout) == 10 and run.stderr == b""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE, no SIGINT to another process")
+def test_ctrl_c_leaves_nothing_behind(tmp_path):
+    out = tmp_path / "out.gguf"
+    args = [*KIZAMI, "quantize", SOURCE, out, "--type", "IQ2_XXS", "--threads", "1"]
+    with subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        for _ in range(600):
+            if list(tmp_path.iterdir()) or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_quantize_command_is_the_program():
+    assert quantize_command is cli.commands["quantize"]
