@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 import pytest
 from click.testing import CliRunner
 
+import synthetic
 from kizami import GGUF, demo
 from kizami.cli import COMMANDS, cli
 from kizami.cli import quantize as quantize_command
@@ -23,6 +24,7 @@ from kizami.cli.options import SIZE, TOKENS
 from kizami.cli.output import printable
 from kizami.demo import EMBEDDED
 from kizami.imatrix import Imatrix
+from kizami.tokenizer import Tokenizer
 
 SOURCE = str(EMBEDDED)
 KIZAMI = [sys.executable, "-c", "from kizami.cli import main; main()"]
@@ -72,15 +74,22 @@ def text(workdir):
 
 
 @pytest.fixture(scope="module")
-def imatrix(workdir, text):
-    path = workdir / "imatrix.gguf"
-    found = json_of(
-        kizami("imatrix", SOURCE, "--text", text, "--out", path, "--ctx", 256, "--threads", 2, "--json")
-    )
-    assert found["path"] == str(path) and found["chunk_size"] == 256
-    assert found["tokens"] == found["chunks"] * 256 and found["seconds"] > 0
+def small(workdir):
+    """A model of two layers with random weights, with texts, and its importance matrix."""
+    model, path = workdir / "small", workdir / "small.gguf"
+    model.mkdir()
+    synthetic.train_tokenizer(model)
+    vocabulary = Tokenizer.from_file(model / "tokenizer.json", {}).vocab_size
+    synthetic.write_model(model, synthetic.CONFIG | {"vocab_size": vocabulary})
+    words = (EMBEDDED / "eval.txt").read_text(encoding="utf-8")
+    for name, part in (("calibration.txt", words[:5000]), ("eval.txt", words[5000:9000])):
+        (model / name).write_text(part, encoding="utf-8")
+    args = ["imatrix", model, "--text", model / "calibration.txt", "--out", path, "--ctx", 128]
+    found = json_of(kizami(*args, "--threads", 2, "--json"))
+    assert found["path"] == str(path) and found["chunk_size"] == 128
+    assert found["tokens"] == found["chunks"] * 128 and found["seconds"] > 0
     assert found["tensors"] == len(Imatrix.read(path).entries)
-    return path
+    return model, path
 
 
 # -- numbers and usage ---------------------------------------------------------------------------------
@@ -227,50 +236,42 @@ def test_quantize_with_one_type(q4k, tmp_path):
     assert found["seconds"] > 0 and (found["peak_rss"] is None or found["peak_rss"] > 1 << 20)
 
 
-def test_dry_run_tells_the_size_and_writes_nothing(imatrix, tmp_path):
-    args = ["quantize", SOURCE, tmp_path / "out.gguf", "--size", "4.2MB", "--imatrix", imatrix]
+def test_dry_run_tells_the_size_and_writes_nothing(q4k, small, tmp_path):
+    model, matrix = small
+    out = tmp_path / "out.gguf"
+    args = ["quantize", model, out, "--bpw", "4", "--imatrix", matrix]
     said = json_of(kizami(*args, "--dry-run", "--json"))
-    assert said["bytes"] <= 4_200_000 and list(tmp_path.iterdir()) == []
-    text = kizami(*args, "--dry-run").stdout
-    assert f"would be {said['bytes']:,} bytes" in text and "blk.5.ffn_down_exps.weight" in text
+    assert said["bpw"] <= 4 and list(tmp_path.iterdir()) == []
     done = json_of(kizami(*args, "--json"))
-    assert done["bytes"] == said["bytes"] == (tmp_path / "out.gguf").stat().st_size
+    assert done["bytes"] == said["bytes"] == out.stat().st_size
     assert done["tensors"] == said["tensors"]
+    text = kizami("quantize", SOURCE, tmp_path / "x.gguf", "--type", "Q4_K", "--dry-run").stdout
+    assert f"would be {q4k.stat().st_size:,} bytes" in text and "blk.5.ffn_down_exps.weight" in text
+    assert list(tmp_path.iterdir()) == [out]
 
 
-def test_calibration_and_imatrix_give_the_same_file(imatrix, text, tmp_path):
+def test_calibration_and_imatrix_give_the_same_file(small, tmp_path):
+    model, _ = small
     # --calibration uses windows of 512 tokens.
-    wide = tmp_path / "imatrix.gguf"
-    kizami("imatrix", SOURCE, "--text", text, "--out", wide)
-    for name, option in (("a.gguf", ["--imatrix", wide]), ("b.gguf", ["--calibration", text])):
-        kizami("quantize", SOURCE, tmp_path / name, "--type", "IQ4_NL", *option)
+    words, wide = model / "calibration.txt", tmp_path / "imatrix.gguf"
+    kizami("imatrix", model, "--text", words, "--out", wide)
+    for name, option in (("a.gguf", ["--imatrix", wide]), ("b.gguf", ["--calibration", words])):
+        kizami("quantize", model, tmp_path / name, "--type", "IQ4_NL", *option)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
-    result = kizami(
-        "quantize",
-        SOURCE,
-        tmp_path / "c.gguf",
-        "--type",
-        "Q4_K",
-        "--imatrix",
-        wide,
-        "--calibration",
-        text,
-        code=2,
-    )
-    one_error(result, "at most one")
+    both = ["--imatrix", wide, "--calibration", words]
+    one_error(kizami("quantize", model, tmp_path / "c.gguf", "--type", "Q4_K", *both, code=2), "at most one")
 
 
-def test_a_plan_is_made_edited_and_replayed(imatrix, tmp_path):
+def test_a_plan_is_made_edited_and_replayed(small, tmp_path):
+    model, matrix = small
     plan, out = tmp_path / "plan.json", tmp_path / "out.gguf"
-    said = json_of(kizami("plan", SOURCE, "--bpw", "2.5", "--imatrix", imatrix, "--out", plan, "--json"))
-    assert said["bpw"] <= 2.5 and said["predicted_kld"] > 0
-    assert (
-        "predicted KLD" in kizami("plan", SOURCE, "--size", "5MB", "--imatrix", imatrix, "--out", plan).stdout
-    )
+    said = json_of(kizami("plan", model, "--bpw", "4", "--imatrix", matrix, "--out", plan, "--json"))
+    assert said["bpw"] <= 4 and said["predicted_kld"] > 0
+    assert "predicted KLD" in kizami("plan", model, "--size", "5MB", "--out", plan).stdout
     edited = json.loads(plan.read_text(encoding="utf-8"))
     next(t for t in edited["tensors"] if t["name"] == "output.weight")["type"] = "Q8_0"
     plan.write_text(json.dumps(edited), encoding="utf-8")
-    kizami("quantize", SOURCE, out, "--plan", plan)
+    kizami("quantize", model, out, "--plan", plan)
     written = {name: t.type for name, t in GGUF(out).items()}
     assert written == {t["name"]: t["type"] for t in edited["tensors"]}
 
@@ -313,10 +314,8 @@ def test_bench(q4k):
     assert "tokens/s" in kizami("bench", q4k, "-p", 8, "-n", 2).stdout
 
 
-def test_demo(monkeypatch):
-    windows = demo.windows
-    monkeypatch.setattr(demo, "CALIBRATION_TOKENS", 2048)
-    monkeypatch.setattr(demo, "windows", lambda *args: windows(*args)[:4])
+def test_demo(small, monkeypatch):
+    monkeypatch.setattr(demo, "EMBEDDED", small[0])
     result = kizami("demo", "--json")
     found = json_of(result)
     dynamic, uniform = found["rows"]
@@ -420,16 +419,18 @@ def test_damaged_checkpoint(kind, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["quantize", "plan"])
-def test_a_size_below_the_smallest_names_the_smallest(command, imatrix, tmp_path):
+def test_a_size_below_the_smallest_names_the_smallest(command, small, tmp_path):
+    model, matrix = small
+
     def args(size):
         target = [tmp_path / "x.gguf"] if command == "quantize" else ["--out", tmp_path / "x"]
-        return [command, SOURCE, *target, "--size", size, "--imatrix", imatrix]
+        return [command, model, *target, "--size", size, "--imatrix", matrix]
 
-    refused = kizami(*args("1MB"), code=2)
-    one_error(refused, "1,000,000", "smallest possible")
-    assert list(tmp_path.iterdir()) == []
+    refused = kizami(*args("0.1MB"), code=2)
+    one_error(refused, "100,000", "smallest possible")
     smallest = int(re.search(r"at least ([\d,]+)", refused.stderr)[1].replace(",", ""))
     one_error(kizami(*args(smallest - 1), code=2), f"{smallest:,}")
+    assert list(tmp_path.iterdir()) == []
     found = json_of(kizami(*args(smallest), "--json"))
     assert found.get("bytes", found.get("file_bytes")) <= smallest
 
@@ -464,10 +465,21 @@ def test_the_source_is_never_overwritten(q4k):
     assert q4k.read_bytes() == before
 
 
-def test_output_that_cannot_be_written(q4k, tmp_path):
+def test_an_output_in_no_directory_is_refused_before_any_work(q4k, text, tmp_path):
     out = tmp_path / "nowhere" / "x.gguf"
-    one_error(kizami("quantize", q4k, out, "--type", "Q8_0", code=74), "x.gguf")
-    one_error(kizami("plan", q4k, "--bpw", "5", "--out", out, code=74), "x.gguf")
+    for command in (
+        ["quantize", q4k, out, "--type", "Q8_0"],
+        ["plan", q4k, "--bpw", "5", "--out", out],
+        ["imatrix", q4k, "--text", text, "--out", out],
+    ):
+        one_error(kizami(*command, code=2), "nowhere")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_is_an_io_error():
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([*KIZAMI, "env"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 74 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
 
 
 def test_a_files_own_words_cannot_steer_the_terminal():

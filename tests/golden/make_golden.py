@@ -1,19 +1,19 @@
 """Writes tiny-deepseek.npz: what transformers computes for two prompts on the embedded model.
 
-Knows the checkpoint (safetensors, FP8 E4M3 with 128x128 block scales) and transformers; knows nothing of kizami, so
-that the file is an independent witness. Runs offline, on the CPU, in a minute:
+Knows the checkpoint (safetensors, FP8 E4M3 with 128x128 block scales) and transformers; knows nothing of
+kizami, so that the file is an independent witness. Runs offline, on the CPU, in under a minute:
 
-    pip install torch transformers safetensors tokenizers numpy    # transformers 5.23 made the file in the tree
+    pip install torch transformers==5.23.0 safetensors tokenizers numpy
     python tests/golden/make_golden.py
 
-The weights are dequantized to float32, `float(w) * weight_scale_inv` with each scale repeated over its block, and
-`DeepseekV3ForCausalLM` runs in float32 with the plain ("eager") attention and experts.
+The weights are dequantized to float32, `float(w) * weight_scale_inv` with each scale repeated over its block,
+and `DeepseekV3ForCausalLM` runs in float32 with the plain ("eager") attention and experts.
 
-The npz holds `ids_prose` [96] and `ids_chat` [n], int32, each beginning with the BOS token; `logits_prose` [96, 4096]
-and `logits_chat` [n, 4096], float32, one row per position; `provenance`, a string with the versions.
+The npz holds `ids_prose` [96] and `ids_chat` [n], int32, each beginning with the BOS token; `logits_prose`
+[96, 4096] and `logits_chat` [n, 4096], float32, a row per position; `provenance`, a string with the versions.
 
-`--check FILE` compares with another file of that form instead of writing: it runs that file's ids and prints the
-relative RMS, sqrt(mean((found - expected)^2) / mean(expected^2)), over the file and of the worst position.
+`--check FILE` writes nothing and compares with a file of that form: it runs that file's ids and prints the
+relative RMS, sqrt(mean((found - expected)^2) / mean(expected^2)), of all positions together and of the worst.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ MODEL = HERE.parents[1] / "python" / "kizami" / "data" / "tiny-deepseek"
 OUT = HERE / "tiny-deepseek.npz"
 BLOCK = 128
 BOS = "<｜begin▁of▁sentence｜>"
-PROSE_START, PROSE_TOKENS = "Static analysis, like the Rust compiler,", 96  # a passage of eval.txt, BOS included
+PROSE_START = "Static analysis, like the Rust compiler,"  # where the passage of eval.txt begins
+PROSE_TOKENS = 96  # BOS included
 CHAT = f"{BOS}<｜User｜>last of amber nurse yacht water<｜Assistant｜>"
 
 
@@ -58,7 +59,7 @@ def dequantized(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_model() -> transformers.DeepseekV3ForCausalLM:
-    """The float32 model. A copy without FP8 goes through `from_pretrained`, which packs the experts its own way."""
+    """The float32 model: a copy without FP8 goes through `from_pretrained`, which packs the experts."""
     config = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
     del config["quantization_config"]
     config["torch_dtype"] = "float32"
@@ -76,16 +77,22 @@ def load_model() -> transformers.DeepseekV3ForCausalLM:
     # A key that transformers renamed would be ignored and its default used: that must not go unnoticed.
     problems = {kind: names for kind, names in report.items() if names}
     if problems:
-        raise SystemExit(f"{MODEL}: transformers {transformers.__version__} did not take the weights: {problems}")
+        raise SystemExit(f"{MODEL}: transformers did not take all the weights: {problems}")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     for key in ("rope_theta", "rope_scaling"):  # live in rope_parameters since transformers 5
         config.pop(key)
     assert model.config.rope_parameters["rope_theta"] == 10000.0
     assert model.config.rope_parameters["rope_type"] == "default"
-    unknown = ("architectures", "torch_dtype", "transformers_version")
+    for key in (
+        "architectures",
+        "torch_dtype",
+        "transformers_version",
+    ):  # of no consequence to the arithmetic
+        config.pop(key)
     for key, value in config.items():
-        if key not in unknown and getattr(model.config, key) != value:
-            raise SystemExit(f"config.json: {key} is {value!r}, transformers has {getattr(model.config, key)!r}")
+        taken = getattr(model.config, key)
+        if taken != value:
+            raise SystemExit(f"config.json: {key} is {value!r}, transformers has {taken!r}")
     return model.eval()
 
 
@@ -113,7 +120,7 @@ def relative_rms(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write tiny-deepseek.npz, or compare with another golden file.")
+    parser = argparse.ArgumentParser(description="Write tiny-deepseek.npz, or compare with a golden file.")
     parser.add_argument("--check", type=Path, metavar="FILE")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -130,9 +137,9 @@ def main() -> None:
         arrays[f"ids_{kind}"] = ids
         arrays[f"logits_{kind}"] = logits(model, ids)
     provenance = (
-        f"DeepseekV3ForCausalLM of transformers {transformers.__version__}, torch {torch.__version__} on the CPU, "
-        f"float32, eager attention and experts, weights dequantized from FP8; Python {platform.python_version()}, "
-        f"NumPy {np.__version__}, {platform.machine()}"
+        f"DeepseekV3ForCausalLM of transformers {transformers.__version__}, torch {torch.__version__} on the "
+        f"CPU, float32, eager attention and experts, weights dequantized from FP8; "
+        f"Python {platform.python_version()}, NumPy {np.__version__}, {platform.machine()}"
     )
     np.savez_compressed(OUT, provenance=np.array(provenance), **arrays)
     print(f"{OUT}: {OUT.stat().st_size} bytes", {name: array.shape for name, array in arrays.items()})

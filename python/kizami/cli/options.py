@@ -6,8 +6,10 @@ Does not know: any command.
 
 from __future__ import annotations
 
+import os
 import re
 from decimal import Decimal
+from typing import Any
 
 import click
 
@@ -41,13 +43,24 @@ class _Number(click.ParamType):
         self.fail(f"found {value!r}, expected {self._expected}", param, ctx)
 
 
+class _Output(click.Path):
+    """A file to write, in a directory that exists: known before hours of work, not after."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        folder = os.path.dirname(os.fsdecode(path)) or "."
+        if not os.path.isdir(folder):
+            self.fail(f"directory {folder!r} does not exist", param, ctx)
+        return path
+
+
 SIZE = _Number("size", _BYTES, "B?", "a size such as 4.2MB (decimal), 4GiB (binary) or 4200000")
 TOKENS = _Number("tokens", _TOKENS, "", "a number of tokens such as 512 or 32K (K is 1024)")
 
 # What must exist is checked before any work is done; a wrong path is a usage error.
 MODEL = click.Path(exists=True)
 FILE = click.Path(exists=True, dir_okay=False)
-OUTPUT = click.Path(dir_okay=False, writable=True)
+OUTPUT = _Output(dir_okay=False, writable=True)
 
 
 def _set_threads(_ctx: click.Context, _param: click.Parameter, value: int | None) -> None:

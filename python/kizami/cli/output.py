@@ -142,9 +142,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         file=sys.stdout, highlight=False, markup=False, emoji=False, width=None if terminal else 1000
     )
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in columns:
+    for i, name in enumerate(columns):
+        right = name.startswith(">")
+        # Where the terminal is narrow, long values are folded, never names and numbers.
+        whole = right or i == 0
         drawn.add_column(
-            name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold"
+            name.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=whole
         )
     for row in rows:
         drawn.add_row(*(printable(cell) for cell in row))

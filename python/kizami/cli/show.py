@@ -78,7 +78,7 @@ def _short(value: object) -> str:
         shown = ", ".join(_short(item) for item in value[:ITEMS])
         return f"[{shown}]" if len(value) <= ITEMS else f"[{shown}, ...] {len(value):,} items"
     if isinstance(value, float):
-        return f"{value:.9g}"
+        return f"{value:.7g}"
     if not isinstance(value, str):
         return str(value)
     cut = value if len(value) <= CHARACTERS else f"{value[:CHARACTERS]}... {len(value):,} characters"

@@ -7,6 +7,7 @@
 //!
 //! A block sees only its own weights and importance, so the bytes do not depend on how rows are
 //! cut, and everything is elementwise f32 in a fixed order, so they do not depend on the CPU.
+#![allow(clippy::needless_range_loop, reason = "lanes, groups and levels are numbers here")]
 
 mod codebook;
 mod float;

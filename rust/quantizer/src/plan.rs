@@ -13,7 +13,7 @@
 use crate::error::Error;
 
 /// States kept at once.
-const STATES: usize = 1 << 10;
+const STATES: usize = 1 << 12;
 
 /// One choice per item, as an index into its list, with `bytes` adding up to at most `budget` and
 /// `cost` as small as can be. The same input gives the same answer; among equals the smaller.
@@ -26,7 +26,7 @@ pub fn solve(bytes: &[Vec<u64>], cost: &[Vec<f64>], budget: u64) -> Result<Vec<u
         return Err(Error::Budget { budget, smallest });
     }
     let (base, price) = relax(&items, budget - smallest);
-    let chosen = improve(&items, &base, price, budget);
+    let chosen = improve(&items, &base, price, budget, STATES);
     Ok(items.iter().zip(chosen).map(|(choices, at)| choices[at].index).collect())
 }
 
@@ -138,8 +138,8 @@ struct Step {
     before: Option<usize>,
 }
 
-/// The best selection reachable from `base` by states of bounded number.
-fn improve(items: &[Vec<Choice>], base: &[usize], price: f64, budget: u64) -> Vec<usize> {
+/// The best selection reachable from `base` with at most `most` states at a time.
+fn improve(items: &[Vec<Choice>], base: &[usize], price: f64, budget: u64, most: usize) -> Vec<usize> {
     let used: u64 = items.iter().zip(base).map(|(choices, &at)| choices[at].bytes).sum();
     let spare = i128::from(budget - used);
     let (filled, saved) = greedy(items, base, budget - used);
@@ -174,7 +174,7 @@ fn improve(items: &[Vec<Choice>], base: &[usize], price: f64, budget: u64) -> Ve
             least = s.cost.min(least);
             undominated
         });
-        states = thin(next);
+        states = thin(next, most);
         for state in &mut states {
             if let Some(choice) = state.new.take() {
                 trail.push(Step { item: *item, choice, before: state.step });
@@ -197,14 +197,14 @@ fn improve(items: &[Vec<Choice>], base: &[usize], price: f64, budget: u64) -> Ve
     chosen
 }
 
-/// At most [`STATES`] states, of each stretch of bytes the one that loses least.
-fn thin(states: Vec<State>) -> Vec<State> {
+/// At most `most` states, of each stretch of bytes the one that loses least.
+fn thin(states: Vec<State>, most: usize) -> Vec<State> {
     let [first, .., last] = states[..] else { return states };
-    if states.len() <= STATES {
+    if states.len() <= most {
         return states;
     }
-    let width = (last.bytes - first.bytes) / STATES as i128 + 1;
-    let mut kept: Vec<State> = Vec::with_capacity(STATES);
+    let width = (last.bytes - first.bytes) / most as i128 + 1;
+    let mut kept: Vec<State> = Vec::with_capacity(most);
     let mut stretch = -1;
     for state in states {
         let here = (state.bytes - first.bytes) / width;
@@ -379,12 +379,18 @@ mod tests {
         }
         let low: u64 = bytes.iter().map(|b| b.iter().min().unwrap()).sum();
         let budget = low + (1 << 33);
-        let (used, found) = total(&bytes, &cost, &solve(&bytes, &cost, budget).unwrap());
         let items = items(&bytes, &cost).unwrap();
         let (base, price) = relax(&items, budget - low);
-        let (base_used, base_cost): (u64, f64) =
-            items.iter().zip(&base).fold((0, 0.0), |(b, c), (i, &at)| (b + i[at].bytes, c + i[at].cost));
-        assert!(used <= budget && found <= (base_cost - price * (budget - base_used) as f64) * 1.001);
+        let sum = |chosen: &[usize]| -> (u64, f64) {
+            items.iter().zip(chosen).fold((0, 0.0), |(b, c), (i, &at)| (b + i[at].bytes, c + i[at].cost))
+        };
+        let (base_used, base_cost) = sum(&base);
+        let bound = base_cost - price * (budget - base_used) as f64;
+        for most in [1, 8, STATES] {
+            let (used, found) = sum(&improve(&items, &base, price, budget, most));
+            assert!(used <= budget && found <= base_cost);
+            assert!(found <= bound * 1.003, "{found} against {bound} with {most} states");
+        }
     }
 
     #[test]

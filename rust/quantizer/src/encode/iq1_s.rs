@@ -4,7 +4,7 @@
 use super::Encode;
 use super::codebook::{Book, Found, Groups, pairs, sums};
 use super::lanes::{LANES, Lanes, opaque};
-use super::steps::{Batch, PER_STEP, Plan, Steps, choose_scales, unbiased};
+use super::steps::{Batch, PER_STEP, Steps, choose_scales, unbiased};
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq1_s::{BlockIq1S, GRID, Iq1S};
@@ -34,7 +34,9 @@ const fn halves() -> [(u8, u8); 2048] {
 const SHIFTS: [f32; 2] = [0.125, -0.125];
 
 /// Trial scales of a sub-block whose root mean square is one.
-const PLAN: Plan<'_> = Plan { trials: &[0.85, 1.0, 1.15, 1.3, 1.5, 1.75], rounds: 2, last: 7.0 };
+const TRIALS: [f32; 4] = [0.95, 1.2, 1.5, 2.0];
+/// The largest sub-scale.
+const LAST: f32 = 7.0;
 
 impl Encode<256> for Iq1S {
     type Block = BlockIq1S;
@@ -46,7 +48,7 @@ impl Encode<256> for Iq1S {
             return block;
         }
         let batches = [Groups8::new(target, 0), Groups8::new(target, 1)];
-        let mut steps = choose_scales::<_, 2>(target, &batches, &PLAN);
+        let mut steps = choose_scales::<_, 2, _>(target, &batches, &TRIALS, LAST);
         steps.d = target.frame.store(steps.d).1;
         let mut decoded = [0.0; 256];
         let words: &mut [[u8; 2]; 8] = bytemuck::cast_mut(&mut block.qh);

@@ -5,7 +5,7 @@
 use super::Encode;
 use super::codebook::{Book, Found, Groups, flips, minima, pairs, sums};
 use super::lanes::{LANES, Lanes, opaque};
-use super::steps::{Batch, PER_STEP, Plan, choose_scales, unbiased};
+use super::steps::{Batch, PER_STEP, choose_scales, unbiased};
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq2_xxs::{BlockIq2Xxs, GRID, Iq2Xxs, MAGNITUDES};
@@ -36,8 +36,9 @@ const fn halves() -> [(u8, u8); 256] {
 }
 
 /// Trial scales of a sub-block whose root mean square is one.
-const PLAN: Plan<'_> =
-    Plan { trials: &[0.034, 0.040, 0.046, 0.052, 0.059, 0.067, 0.077], rounds: 2, last: 15.0 };
+const TRIALS: [f32; 5] = [0.035, 0.042, 0.05, 0.06, 0.073];
+/// The largest sub-scale.
+const LAST: f32 = 15.0;
 
 impl Encode<256> for Iq2Xxs {
     type Block = BlockIq2Xxs;
@@ -49,7 +50,7 @@ impl Encode<256> for Iq2Xxs {
             return block;
         }
         let batches = [Groups8::new(target, 0), Groups8::new(target, 1)];
-        let mut steps = choose_scales::<_, 1>(target, &batches, &PLAN);
+        let mut steps = choose_scales::<_, 1, _>(target, &batches, &TRIALS, LAST);
         // The file's d is eight times ours.
         steps.d = target.frame.store(steps.d * 8.0).1 / 8.0;
         let mut decoded = [0.0; 256];

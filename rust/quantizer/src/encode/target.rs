@@ -106,9 +106,8 @@ impl<const N: usize> Target<N> {
         let mean = sum(&squares) / N as f32;
         let mut w = [0.0; N];
         for i in 0..N {
-            w[i] = h[i] * exp_factor(mean, squares[i]);
+            w[i] = h[i] * (mean + squares[i]).sqrt();
         }
         Target { x, w, h, frame, empty: amax == 0.0 }
     }
 }
-fn exp_factor(m:f32,s:f32)->f32 { use std::sync::OnceLock; static P: OnceLock<(u32,f32)> = OnceLock::new(); let (k,p)=*P.get_or_init(|| { let v=std::env::var("KP").unwrap_or("0".into()); let p=std::env::var("KM").unwrap_or("1".into()); (v.parse().unwrap(),p.parse().unwrap())}); match k {0=>(p*m+s).sqrt(),1=>1.0,2=>(p*m+s).sqrt().sqrt(),_=>p*m+s} }
