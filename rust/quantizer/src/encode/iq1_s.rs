@@ -148,3 +148,38 @@ fn half_sums(digits: &[[Lanes; 3]; 8], at: usize, out: &mut [Lanes; HALVES]) {
     sums(&NINE, &digits[at + 2], &digits[at + 3], &mut low);
     sums(&ALL, &high, &low, out);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The naive twin of the search: every entry.
+    fn naive(x: &[f32], w: &[f32], t: f32, shift: f32) -> f64 {
+        let cost = |entry: &[i8; 8]| {
+            let term = |i: usize| {
+                let q = f64::from(t) * (f64::from(entry[i]) + f64::from(shift));
+                f64::from(w[i]) * (q * q - 2.0 * q * f64::from(x[i]))
+            };
+            (0..8).map(term).sum::<f64>()
+        };
+        GRID.iter().map(cost).fold(f64::INFINITY, f64::min)
+    }
+
+    #[test]
+    fn the_search_finds_what_every_entry_would() {
+        let (weights, importance) = crate::encode::tests::block(14);
+        let target = Target::new(&weights, Some(&importance));
+        for batch in 0..2 {
+            let groups = Groups8::new(&target, batch);
+            for (t, shift) in [(0.1, SHIFTS[0]), (0.5, SHIFTS[1]), (1.5, SHIFTS[0])] {
+                let found = groups.choose_codes(Lanes::splat(t), Lanes::splat(shift));
+                for l in 0..LANES {
+                    let at = 128 * batch + 8 * l;
+                    let expected = naive(&target.x[at..at + 8], &target.w[at..at + 8], t, shift);
+                    let cost = f64::from(found.cost.0[l]);
+                    assert!((cost - expected).abs() <= 1e-5 * expected.abs() + 1e-6, "{cost} against {expected}");
+                }
+            }
+        }
+    }
+}

@@ -177,3 +177,47 @@ fn half_flips(plain: &[Lanes; HALVES], prices: &[[Lanes; 3]; 8], at: usize, out:
     minima(&NINE, &prices[at + 2], &prices[at + 3], &mut low);
     flips(&ALL, plain, &high, &low, out);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The naive twin of the search: every entry, every choice of the sign to give up.
+    fn naive(x: &[f32], w: &[f32], t: f32) -> f64 {
+        let mut least = f64::INFINITY;
+        for entry in &GRID {
+            for flip in 0..9 {
+                let mut cost = 0.0;
+                let mut minus = 0;
+                for i in 0..8 {
+                    let negative = (x[i] < 0.0) != (flip == i);
+                    minus += u32::from(negative);
+                    let q = f64::from(entry[i]) * f64::from(t) * if negative { -1.0 } else { 1.0 };
+                    cost += f64::from(w[i]) * (q * q - 2.0 * q * f64::from(x[i]));
+                }
+                if minus % 2 == 0 && cost < least {
+                    least = cost;
+                }
+            }
+        }
+        least
+    }
+
+    #[test]
+    fn the_search_finds_what_every_entry_would() {
+        let (weights, importance) = crate::encode::tests::block(12);
+        let target = Target::new(&weights, Some(&importance));
+        for batch in 0..2 {
+            let groups = Groups8::new(&target, batch);
+            for t in [0.005, 0.02, 0.05] {
+                let found = groups.choose_codes(Lanes::splat(t));
+                for l in 0..LANES {
+                    let at = 128 * batch + 8 * l;
+                    let expected = naive(&target.x[at..at + 8], &target.w[at..at + 8], t);
+                    let cost = f64::from(found.cost.0[l]);
+                    assert!((cost - expected).abs() <= 1e-5 * expected.abs() + 1e-6, "{cost} against {expected}");
+                }
+            }
+        }
+    }
+}

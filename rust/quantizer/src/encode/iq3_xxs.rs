@@ -215,3 +215,46 @@ impl Batch for Groups8 {
 }
 
 static DIGITS: [(u8, u8); HALVES] = pairs(8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The naive twin of the search: each entry's best with and without each sign given up.
+    fn naive(x: &[f32], w: &[f32], t: f32) -> f64 {
+        let best = |half: usize, flip: usize| {
+            let cost = |entry: &[i8; 4]| {
+                let term = |i: usize| {
+                    let (x, w) = (f64::from(x[4 * half + i]), f64::from(w[4 * half + i]));
+                    let negative = (x < 0.0) != (flip == 4 * half + i);
+                    let q = f64::from(entry[i]) * f64::from(t) * if negative { -1.0 } else { 1.0 };
+                    w * (q * q - 2.0 * q * x)
+                };
+                (0..4).map(term).sum::<f64>()
+            };
+            GRID.iter().map(cost).fold(f64::INFINITY, f64::min)
+        };
+        if x.iter().filter(|x| **x < 0.0).count() % 2 == 0 {
+            return best(0, 8) + best(1, 8);
+        }
+        (0..8).map(|flip| best(0, flip) + best(1, flip)).fold(f64::INFINITY, f64::min)
+    }
+
+    #[test]
+    fn the_search_finds_what_every_entry_would() {
+        let (weights, importance) = crate::encode::tests::block(13);
+        let target = Target::new(&weights, Some(&importance));
+        for batch in 0..2 {
+            let groups = Groups8::new(&target, batch);
+            for t in [0.005, 0.02, 0.05] {
+                let cost = groups.choose_codes(Lanes::splat(t)).cost();
+                for l in 0..LANES {
+                    let at = 128 * batch + 8 * l;
+                    let expected = naive(&target.x[at..at + 8], &target.w[at..at + 8], t);
+                    let cost = f64::from(cost.0[l]);
+                    assert!((cost - expected).abs() <= 1e-5 * expected.abs() + 1e-6, "{cost} against {expected}");
+                }
+            }
+        }
+    }
+}
