@@ -33,7 +33,9 @@ def divergence(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--logits", help="the peer's command")
     parser.add_argument("--types", nargs="+", default=WRITABLE)
     parser.add_argument("--windows", type=int, default=40)
@@ -54,7 +56,9 @@ def main() -> None:
             theirs = None
             if options.logits:
                 np.save(ids_path, ids.astype(np.int32))
-                subprocess.run([*shlex.split(options.logits), path, ids_path, out], check=True, capture_output=True)
+                subprocess.run(
+                    [*shlex.split(options.logits), path, ids_path, out], check=True, capture_output=True
+                )
                 theirs = np.load(out, mmap_mode="r")
             found: dict[str, list] = {"kizami": [], "peer": []}
             for i, window in enumerate(ids):

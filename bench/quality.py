@@ -35,7 +35,9 @@ def compare(model: Path, n_ctx: int, types: list[str], calibration_tokens: int |
     """One row per uniform type: both files' size and figures, and the paired difference."""
     reference = kizami.load(model, activations="f32")
     text = read_text(model / "calibration.txt")
-    imatrix = calibrate(reference, text, n_ctx=n_ctx, max_tokens=calibration_tokens, dataset="calibration.txt")
+    imatrix = calibrate(
+        reference, text, n_ctx=n_ctx, max_tokens=calibration_tokens, dataset="calibration.txt"
+    )
     ids = windows(reference, read_text(model / "eval.txt"), n_ctx)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -70,14 +72,18 @@ def compare(model: Path, n_ctx: int, types: list[str], calibration_tokens: int |
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, default=EMBEDDED)
     parser.add_argument("--ctx", type=int, default=256)
     parser.add_argument("--types", nargs="+", default=["IQ1_S", "IQ2_XXS", "IQ3_XXS", "Q4_K"])
     parser.add_argument("--calibration-tokens", type=int)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    print("| uniform type | bytes | KLD | dynamic bytes | KLD | ratio | paired difference | same top % | dynamic % |")
+    print(
+        "| uniform type | bytes | KLD | dynamic bytes | KLD | ratio | paired difference | same top % | dynamic % |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     try:
         rows = compare(options.model, options.ctx, options.types, options.calibration_tokens)

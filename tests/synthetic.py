@@ -133,6 +133,7 @@ def weights(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
 def train_tokenizer(path: Path, pre: str = "deepseek-v3", size: int = 600) -> None:
     """Writes tokenizer.json and tokenizer_config.json with the rules of `pre` and DeepSeek's markers."""
     import tokenizers
+
     from kizami.pretokenizer import RULES, pipeline
 
     empty = {"type": "BPE", "vocab": {}, "merges": []}

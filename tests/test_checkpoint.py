@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from kizami.checkpoint import Checkpoint, open_source
 from kizami.errors import FormatError, InputOutputError, KizamiError
 from kizami.modelcard import front_matter, size_label, split_name, title

@@ -1,4 +1,4 @@
-"""The command line: arguments, what comes out where, exit codes, and nothing left behind."""
+"""The command line: arguments, what comes out where, exit codes. Bad files are in test_bad_input.py."""
 
 from __future__ import annotations
 
@@ -14,83 +14,13 @@ import time
 from importlib.metadata import entry_points
 
 import pytest
-from click.testing import CliRunner
 
-import synthetic
+from commandline import KIZAMI, SOURCE, json_of, kizami, one_error
 from kizami import GGUF, demo
 from kizami.cli import COMMANDS, cli
 from kizami.cli import quantize as quantize_command
 from kizami.cli.options import SIZE, TOKENS
 from kizami.cli.output import printable
-from kizami.demo import EMBEDDED
-from kizami.imatrix import Imatrix
-from kizami.tokenizer import Tokenizer
-
-SOURCE = str(EMBEDDED)
-KIZAMI = [sys.executable, "-c", "from kizami.cli import main; main()"]
-
-
-def kizami(*args, stdin=None, code=0):
-    """Runs a command in this process; returns its result."""
-    result = CliRunner().invoke(cli, [str(arg) for arg in args], prog_name="kizami", input=stdin)
-    assert result.exit_code == code, (args, result.output, result.exception)
-    return result
-
-
-def json_of(result):
-    """The one object on stdout."""
-    assert result.stdout.count("\n") == 1
-    return json.loads(result.stdout)
-
-
-def one_error(result, *fragments):
-    """stderr is one error line, perhaps with a hint, and stdout is empty."""
-    lines = result.stderr.splitlines()
-    errors = [line for line in lines if line.startswith("error: ")]
-    assert len(errors) == 1 and "Traceback" not in result.stderr
-    assert all(line.startswith(("error: ", "hint: ")) for line in lines[lines.index(errors[0]) :])
-    assert result.stdout == ""
-    for fragment in fragments:
-        assert fragment in errors[0]
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return tmp_path_factory.mktemp("cli")
-
-
-@pytest.fixture(scope="module")
-def q4k(workdir):
-    path = workdir / "q4k.gguf"
-    kizami("quantize", SOURCE, path, "--type", "Q4_K")
-    return path
-
-
-@pytest.fixture(scope="module")
-def text(workdir):
-    path = workdir / "text.txt"
-    path.write_text((EMBEDDED / "eval.txt").read_text(encoding="utf-8")[:6000], encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def small(workdir):
-    """A model of two layers with random weights, with texts, and its importance matrix."""
-    model, path = workdir / "small", workdir / "small.gguf"
-    model.mkdir()
-    synthetic.train_tokenizer(model)
-    vocabulary = Tokenizer.from_file(model / "tokenizer.json", {}).vocab_size
-    synthetic.write_model(model, synthetic.CONFIG | {"vocab_size": vocabulary})
-    words = (EMBEDDED / "eval.txt").read_text(encoding="utf-8")
-    for name, part in (("calibration.txt", words[:5000]), ("eval.txt", words[5000:9000])):
-        (model / name).write_text(part, encoding="utf-8")
-    args = ["imatrix", model, "--text", model / "calibration.txt", "--out", path, "--ctx", 128]
-    found = json_of(kizami(*args, "--threads", 2, "--json"))
-    assert found["path"] == str(path) and found["chunk_size"] == 128
-    assert found["tokens"] == found["chunks"] * 128 and found["seconds"] > 0
-    assert found["tensors"] == len(Imatrix.read(path).entries)
-    return model, path
-
 
 # -- numbers and usage ---------------------------------------------------------------------------------
 
@@ -326,166 +256,6 @@ def test_demo(small, monkeypatch):
     assert re.search(r"^calibrate: \d+ of \d+ in [\d.]+ s$", result.stderr, re.MULTILINE)
 
 
-# -- bad input -----------------------------------------------------------------------------------------
-
-
-def damaged_gguf(q4k, path, kind):
-    blob = q4k.read_bytes()
-    if kind == "cut in the weights":
-        blob = blob[: len(blob) // 2]
-    elif kind == "cut in the header":
-        blob = blob[:1000]
-    elif kind == "empty":
-        blob = b""
-    elif kind == "another magic":
-        blob = b"GGML" + blob[4:]
-    elif kind == "a git-lfs pointer":
-        blob = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
-    elif kind == "a tensor is missing":
-        blob = blob.replace(b"blk.3.attn_q_a.weight", b"blk.3.attn_q_x.weight", 1)
-    path.write_bytes(blob)
-    return path
-
-
-KINDS = ["cut in the weights", "cut in the header", "empty", "another magic", "a git-lfs pointer"]
-
-
-@pytest.mark.parametrize("kind", [*KINDS, "a tensor is missing"])
-def test_damaged_gguf(kind, q4k, text, tmp_path):
-    path = damaged_gguf(q4k, tmp_path / "bad.gguf", kind)
-    out = tmp_path / "out" / "x"
-    out.parent.mkdir()
-    commands = [["run", path, "hello"], ["imatrix", path, "--text", text, "--out", out]]
-    commands += [["eval", path, "--reference", SOURCE, "--text", text]]
-    commands += [["eval", SOURCE, "--reference", path, "--text", text]]
-    if kind in KINDS:
-        commands += [["show", path], ["quantize", path, out, "--type", "Q8_0"]]
-        commands += [
-            ["plan", path, "--bpw", "3", "--out", out],
-            ["quantize", SOURCE, out, "--bpw", "3", "--imatrix", path],
-        ]
-    for command in commands:
-        one_error(kizami(*command, code=65), "bad.gguf")
-    assert list(out.parent.iterdir()) == []
-
-
-def checkpoint(path, *without):
-    """A copy of the embedded directory, by links, but for some files."""
-    path.mkdir()
-    for file in EMBEDDED.iterdir():
-        if file.suffix in (".json", ".safetensors") and file.name not in without:
-            try:
-                (path / file.name).symlink_to(file)
-            except OSError:  # Windows without the right to
-                shutil.copy(file, path / file.name)
-    return path
-
-
-def damaged_checkpoint(path, kind):
-    if kind == "a shard is missing":
-        checkpoint(path, "model.safetensors")
-        index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
-        (path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-        return "model-00001-of-00002.safetensors"
-    if kind == "a tensor is missing":
-        checkpoint(path, "model.safetensors")
-        blob = (EMBEDDED / "model.safetensors").read_bytes()
-        (path / "model.safetensors").write_bytes(
-            blob.replace(b'"model.norm.weight"', b'"model.other.thing"', 1)
-        )
-        return "model.norm.weight"
-    if kind == "weights are cut":
-        checkpoint(path, "model.safetensors")
-        (path / "model.safetensors").write_bytes((EMBEDDED / "model.safetensors").read_bytes()[:-1000])
-        return "model.safetensors"
-    checkpoint(path, "config.json")
-    (path / "config.json").write_text("{", encoding="utf-8")
-    return "config.json"
-
-
-@pytest.mark.parametrize("kind", ["a shard is missing", "a tensor is missing", "weights are cut", "no JSON"])
-def test_damaged_checkpoint(kind, tmp_path):
-    named = damaged_checkpoint(tmp_path / "model", kind)
-    out = tmp_path / "out" / "x"
-    out.parent.mkdir()
-    for command in (
-        ["quantize", tmp_path / "model", out, "--type", "Q4_K"],
-        ["plan", tmp_path / "model", "--bpw", "3", "--out", out],
-        ["show", tmp_path / "model"],
-        ["run", tmp_path / "model", "hello"],
-    ):
-        one_error(kizami(*command, code=65), named)
-    assert list(out.parent.iterdir()) == []
-
-
-@pytest.mark.parametrize("command", ["quantize", "plan"])
-def test_a_size_below_the_smallest_names_the_smallest(command, small, tmp_path):
-    model, matrix = small
-
-    def args(size):
-        target = [tmp_path / "x.gguf"] if command == "quantize" else ["--out", tmp_path / "x"]
-        return [command, model, *target, "--size", size, "--imatrix", matrix]
-
-    refused = kizami(*args("0.1MB"), code=2)
-    one_error(refused, "100,000", "smallest possible")
-    smallest = int(re.search(r"at least ([\d,]+)", refused.stderr)[1].replace(",", ""))
-    one_error(kizami(*args(smallest - 1), code=2), f"{smallest:,}")
-    assert list(tmp_path.iterdir()) == []
-    found = json_of(kizami(*args(smallest), "--json"))
-    assert found.get("bytes", found.get("file_bytes")) <= smallest
-
-
-def test_unreadable_text(q4k, tmp_path):
-    bad, out = tmp_path / "bad.txt", tmp_path / "out"
-    bad.write_bytes(b"text, then \xff\xfe")
-    for command in (
-        ["eval", q4k, "--reference", SOURCE, "--text", bad],
-        ["imatrix", SOURCE, "--text", bad, "--out", out],
-        ["quantize", SOURCE, out, "--bpw", "3", "--calibration", bad],
-    ):
-        one_error(kizami(*command, code=65), "bad.txt", "byte 11")
-    one_error(kizami("run", q4k, stdin=b"\xff", code=65), "stdin")
-    assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "[]", "{", '{"format": "kizami-plan", "version": 1, "tensors": [{"name": "x", "type": "Q4_K"}]}'],
-)
-def test_a_bad_plan(content, tmp_path):
-    plan = tmp_path / "plan.json"
-    plan.write_text(content, encoding="utf-8")
-    one_error(kizami("quantize", SOURCE, tmp_path / "x.gguf", "--plan", plan, code=65), "plan.json")
-    assert list(tmp_path.iterdir()) == [plan]
-
-
-def test_the_source_is_never_overwritten(q4k):
-    before = q4k.read_bytes()
-    one_error(kizami("quantize", q4k, q4k, "--type", "Q8_0", code=2), "source")
-    assert q4k.read_bytes() == before
-
-
-def test_an_output_in_no_directory_is_refused_before_any_work(q4k, text, tmp_path):
-    out = tmp_path / "nowhere" / "x.gguf"
-    for command in (
-        ["quantize", q4k, out, "--type", "Q8_0"],
-        ["plan", q4k, "--bpw", "5", "--out", out],
-        ["imatrix", q4k, "--text", text, "--out", out],
-    ):
-        one_error(kizami(*command, code=2), "nowhere")
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
-def test_a_full_disk_is_an_io_error():
-    with open("/dev/full", "w") as full:
-        run = subprocess.run([*KIZAMI, "env"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert run.returncode == 74 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
-
-
-def test_a_files_own_words_cannot_steer_the_terminal():
-    assert printable("a\x1b[31mb\nc\u202e") == "a\N{REPLACEMENT CHARACTER}[31mb c\N{REPLACEMENT CHARACTER}"
-
-
 # -- as a process --------------------------------------------------------------------------------------
 
 
@@ -527,3 +297,14 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
 
 def test_the_quantize_command_is_the_program():
     assert quantize_command is cli.commands["quantize"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_is_an_io_error():
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([*KIZAMI, "env"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 74 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
+
+
+def test_a_files_own_words_cannot_steer_the_terminal():
+    assert printable("a\x1b[31mb\nc\u202e") == "a\N{REPLACEMENT CHARACTER}[31mb c\N{REPLACEMENT CHARACTER}"

@@ -27,7 +27,9 @@ def quantized(tmp_path_factory):
 
 def test_a_model_is_no_distance_from_itself(reference):
     result = evaluate(reference, reference, TEXT, n_ctx=128)
-    assert result.kld_mean == result.kld_max == 0.0 and result.same_top == 1.0 and result.ppl == result.ppl_ref
+    assert (
+        result.kld_mean == result.kld_max == 0.0 and result.same_top == 1.0 and result.ppl == result.ppl_ref
+    )
 
 
 def test_figures_follow_their_definition(reference, quantized):

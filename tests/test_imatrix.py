@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from kizami.errors import FormatError, InputOutputError, KizamiError, UsageError
 from kizami.imatrix import Imatrix
 

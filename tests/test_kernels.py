@@ -44,7 +44,9 @@ def test_random_blocks_decode_as_in_gguf(name):
     with np.errstate(all="ignore"):
         theirs = gguf.dequantize(data.reshape(blocks, -1), kind).reshape(ours.shape)
     # Any NaN equals any NaN; every other value has the same bits, the sign of zero included.
-    same = (ours.view(np.uint32) == theirs.astype(np.float32).view(np.uint32)) | (np.isnan(ours) & np.isnan(theirs))
+    same = (ours.view(np.uint32) == theirs.astype(np.float32).view(np.uint32)) | (
+        np.isnan(ours) & np.isnan(theirs)
+    )
     assert same.all(), f"{(~same).sum()} of {same.size} differ"
 
 

@@ -125,9 +125,9 @@ def test_generation_is_reproducible_and_bounded(source_model):
     options = {"max_tokens": 24, "temperature": 1.2, "top_p": 0.9, "raw": True}
     seeded = [source_model.generate("The borrow checker", seed=s, **options) for s in (1, 1, 2)]
     assert seeded[0] == seeded[1] != seeded[2]
-    assert "".join(source_model.stream("The borrow checker", max_tokens=8, raw=True)) == source_model.generate(
-        "The borrow checker", max_tokens=8, raw=True
-    )
+    assert "".join(
+        source_model.stream("The borrow checker", max_tokens=8, raw=True)
+    ) == source_model.generate("The borrow checker", max_tokens=8, raw=True)
 
 
 @pytest.mark.parametrize(

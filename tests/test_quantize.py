@@ -48,7 +48,9 @@ def test_files_read_back_the_same_in_gguf(source, imatrix, tmp_path, name):
         assert t.tensor_type.name == ours[t.name].type
         found = ours[t.name].dequantize()
         expected = gguf.dequantize(t.data, t.tensor_type).reshape(found.shape)
-        np.testing.assert_array_equal(found.view(np.uint32), expected.astype(np.float32).view(np.uint32), t.name)
+        np.testing.assert_array_equal(
+            found.view(np.uint32), expected.astype(np.float32).view(np.uint32), t.name
+        )
     for key, field in theirs.fields.items():
         if not key.startswith("GGUF."):
             assert field.contents() == ours.metadata[key], key
@@ -65,7 +67,9 @@ def test_bytes_do_not_depend_on_threads_or_isa(source, imatrix, tmp_path):
     isa, threads = _core.isa(), _core.threads()
     try:
         results = []
-        for i, (level, n) in enumerate([(isa, 1), (isa, 2), *[(other, 2) for other in _core.isa_available()[1:-1]]]):
+        for i, (level, n) in enumerate(
+            [(isa, 1), (isa, 2), *[(other, 2) for other in _core.isa_available()[1:-1]]]
+        ):
             _core.set_isa(level)
             _core.set_threads(n)
             plan = make_plan(source, bpw=2.6, imatrix=imatrix)
@@ -101,7 +105,9 @@ def test_a_budget_too_small_names_the_smallest(tmp_path, budget):
     with pytest.raises(UsageError, match="smallest possible") as error:
         kizami.quantize(EMBEDDED, tmp_path / "out.gguf", **budget)
     assert list(tmp_path.iterdir()) == []
-    smallest = float(str(error.value).split("at least ")[1].split(",  ")[0].split(", the")[0].replace(",", ""))
+    smallest = float(
+        str(error.value).split("at least ")[1].split(",  ")[0].split(", the")[0].replace(",", "")
+    )
     at_least = {key: type(value)(smallest) for key, value in budget.items()}
     kizami.quantize(EMBEDDED, tmp_path / "out.gguf", dry_run=True, **at_least)
     assert list(tmp_path.iterdir()) == []

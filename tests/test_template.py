@@ -9,6 +9,7 @@ from importlib.resources import files
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kizami.errors import FormatError, KizamiError, UsageError
 from kizami.template import render
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kizami.errors import FormatError, UsageError
 from kizami.pretokenizer import RULES, pipeline, recognize
 from kizami.tokenizer import BYTE_OF, CONTROL, UNUSED, USER_DEFINED, Tokenizer

@@ -62,7 +62,12 @@ def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> Demo
     source = reference.source
     text = read_text(EMBEDDED / "calibration.txt")
     imatrix = calibrate(
-        reference, text, n_ctx=N_CTX, max_tokens=CALIBRATION_TOKENS, dataset="calibration.txt", progress=progress
+        reference,
+        text,
+        n_ctx=N_CTX,
+        max_tokens=CALIBRATION_TOKENS,
+        dataset="calibration.txt",
+        progress=progress,
     )
     uniform = uniform_plan(source, UNIFORM)
     uniform_path = folder / f"tiny-deepseek-{UNIFORM}.gguf"
@@ -75,7 +80,9 @@ def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> Demo
     models = [load(path) for path in plans]
     ids = windows(reference, read_text(EMBEDDED / "eval.txt"), N_CTX)
     rows, ppl_ref = [], 0.0
-    for (path, plan), scores in zip(plans.items(), score(models, reference, ids, progress=progress), strict=True):
+    for (path, plan), scores in zip(
+        plans.items(), score(models, reference, ids, progress=progress), strict=True
+    ):
         result = scores.summary()
         ppl_ref = result.ppl_ref
         rows.append(

@@ -124,7 +124,8 @@ class Model:
         timings.prompt_s = time.perf_counter() - start
         start = time.perf_counter()
         for produced in range(max_tokens):
-            row = logits[-1]
+            # Embeddings are often padded past the vocabulary; those ids mean nothing.
+            row = logits[-1, : self.tokenizer.vocab_size]
             if not np.isfinite(row).all():
                 raise FormatError(
                     f"{os.fspath(self.source.path)}: logits: found NaN or infinity, expected finite numbers; "
@@ -211,5 +212,7 @@ def from_source(source: Any, *, activations: str = "int8") -> Model:
     architecture = build(source.metadata, source, origin)
     vocab = source["token_embd.weight"].shape[0]
     if tokenizer.vocab_size > vocab:
-        raise FormatError(f"{origin}: vocabulary: found {tokenizer.vocab_size} tokens, expected at most {vocab}")
+        raise FormatError(
+            f"{origin}: vocabulary: found {tokenizer.vocab_size} tokens, expected at most {vocab}"
+        )
     return Model(source, architecture, tokenizer, activations=activations)

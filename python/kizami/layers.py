@@ -38,7 +38,11 @@ class Batch:
     """
 
     def __init__(
-        self, segments: Sequence[Segment], *, activations: str = "int8", observer: _core.Observer | None = None
+        self,
+        segments: Sequence[Segment],
+        *,
+        activations: str = "int8",
+        observer: _core.Observer | None = None,
     ) -> None:
         self.ids = np.concatenate([np.asarray(s.ids, dtype=np.uint32) for s in segments])
         self.caches = [s.cache for s in segments]
@@ -46,7 +50,9 @@ class Batch:
         self.activations = activations
         self.observer = observer
         ends = np.cumsum(self.lens)
-        self.wanted = np.concatenate([np.arange(end - s.wanted, end) for s, end in zip(segments, ends, strict=True)])
+        self.wanted = np.concatenate(
+            [np.arange(end - s.wanted, end) for s, end in zip(segments, ends, strict=True)]
+        )
 
     def embed(self, head: _core.Head) -> np.ndarray:
         """Hidden states ``[n, d]`` of the batch's tokens."""

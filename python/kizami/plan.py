@@ -138,7 +138,11 @@ def load_types(path: str | os.PathLike[str]) -> dict[str, str]:
         raise FormatError(f"{where}: tensors: found {type(tensors).__name__}, expected a list")
     types: dict[str, str] = {}
     for i, t in enumerate(tensors):
-        if not isinstance(t, dict) or not isinstance(t.get("name"), str) or not isinstance(t.get("type"), str):
+        if (
+            not isinstance(t, dict)
+            or not isinstance(t.get("name"), str)
+            or not isinstance(t.get("type"), str)
+        ):
             raise FormatError(f"{where}: tensors[{i}]: expected an object with name and type")
         if t["name"] in types:
             raise FormatError(f"{where}: tensor {t['name']}: found twice")
@@ -182,7 +186,9 @@ def plan_from_types(source: Mapping[str, _core.Tensor], types: Mapping[str, str]
     tensors = []
     for name, tensor in source.items():
         if name not in types:
-            raise FormatError(f"{origin}: tensor {name}: missing, expected a type for every tensor of the source")
+            raise FormatError(
+                f"{origin}: tensor {name}: missing, expected a type for every tensor of the source"
+            )
         try:
             type_name = parse_type(types[name])
         except UsageError as error:
@@ -191,7 +197,9 @@ def plan_from_types(source: Mapping[str, _core.Tensor], types: Mapping[str, str]
         size = nbytes(type_name, shape)
         if size is None:
             block = TYPES[type_name]["block"]
-            raise FormatError(f"{origin}: tensor {name}: rows of {shape[-1]} do not divide into blocks of {block}")
+            raise FormatError(
+                f"{origin}: tensor {name}: rows of {shape[-1]} do not divide into blocks of {block}"
+            )
         tensors.append(PlannedTensor(name, shape, type_name, size))
     return Plan(tensors, file_bytes(source, tensors))
 
@@ -212,7 +220,9 @@ def uniform_plan(source: Mapping[str, _core.Tensor], type_name: str) -> Plan:
     return plan_from_types(source, types, "--type")
 
 
-def output_metadata(source: Any, types: Mapping[str, str], imatrix: Imatrix | None = None) -> list[tuple[str, str, Any]]:
+def output_metadata(
+    source: Any, types: Mapping[str, str], imatrix: Imatrix | None = None
+) -> list[tuple[str, str, Any]]:
     """The metadata of a file quantized from ``source``: the source's, with what describes the encoding."""
     # The numbers are llama.cpp's `llama_ftype`, which tools print as the file's kind.
     kinds = {"F32": 0, "F16": 1, "Q8_0": 7, "Q4_K": 15, "Q6_K": 18, "IQ2_XXS": 19, "IQ3_XXS": 23, "IQ1_S": 24}
@@ -221,12 +231,19 @@ def output_metadata(source: Any, types: Mapping[str, str], imatrix: Imatrix | No
     for name, type_name in types.items():
         weights[type_name] = weights.get(type_name, 0) + math.prod(source[name].shape)
     main = max(weights, key=lambda t: weights[t])
-    own = {"general.file_type": ("u32", kinds[main]), "general.quantization_version": ("u32", 2)}
+    own: dict[str, tuple[str, Any]] = {
+        "general.file_type": ("u32", kinds[main]),
+        "general.quantization_version": ("u32", 2),
+    }
     if imatrix is not None:
         own["quantize.imatrix.dataset"] = ("str", ", ".join(imatrix.datasets))
         own["quantize.imatrix.entries_count"] = ("u32", len(imatrix.entries))
         own["quantize.imatrix.chunks_count"] = ("u32", imatrix.chunks)
-    kept = [(k, t, v) for k, t, v in source.typed_metadata if k not in own and not k.startswith(("quantize.", "split."))]
+    kept = [
+        (k, t, v)
+        for k, t, v in source.typed_metadata
+        if k not in own and not k.startswith(("quantize.", "split."))
+    ]
     return kept + [(key, *value) for key, value in own.items()]
 
 
@@ -238,7 +255,9 @@ def file_bytes(source: Any, tensors: list[PlannedTensor], imatrix: Imatrix | Non
 
 def sensitivities(names: list[str]) -> list[float]:
     """Predicted KLD per unit of relative error of each tensor."""
-    classes = [next(i for i, (pattern, _) in enumerate(SENSITIVITY) if re.search(pattern, name)) for name in names]
+    classes = [
+        next(i for i, (pattern, _) in enumerate(SENSITIVITY) if re.search(pattern, name)) for name in names
+    ]
     return [SENSITIVITY[c][1] / classes.count(c) for c in classes]
 
 
@@ -293,7 +312,9 @@ def make_plan(
     def tensors(types: Mapping[str, str]) -> list[PlannedTensor]:
         return [PlannedTensor(n, shapes[n], types[n], nbytes(types[n], shapes[n]) or 0) for n in names]
 
-    smallest = tensors(fixed | {n: min(options[n], key=lambda c: nbytes(c, shapes[n]) or 0) for n in open_names})
+    smallest = tensors(
+        fixed | {n: min(options[n], key=lambda c: nbytes(c, shapes[n]) or 0) for n in open_names}
+    )
     least = Plan(smallest, file_bytes(source, smallest, imatrix))
     # A file's tensors are padded to the alignment; a budget in bits per weight counts them bare.
     align = 1 if bpw is not None else int(source.metadata.get("general.alignment", 32))
@@ -307,13 +328,17 @@ def make_plan(
             raise UsageError(f"bpw: found {bpw}, expected a positive number")
         budget = math.floor(bpw * least.weights / 8) - fixed_bytes
         if bpw < least.bpw:
-            raise UsageError(f"bpw: found {bpw:g}, expected at least {math.ceil(least.bpw * 1e4) / 1e4:g}, the smallest possible")
+            raise UsageError(
+                f"bpw: found {bpw:g}, expected at least {math.ceil(least.bpw * 1e4) / 1e4:g}, the smallest possible"
+            )
     else:
         assert size is not None
         header = least.file_bytes - sum(padded(t.name, t.type) for t in smallest)
         budget = size - header - fixed_bytes
         if size < least.file_bytes:
-            raise UsageError(f"size: found {size:,} bytes, expected at least {least.file_bytes:,}, the smallest possible")
+            raise UsageError(
+                f"size: found {size:,} bytes, expected at least {least.file_bytes:,}, the smallest possible"
+            )
     weights = sensitivities(open_names)
     costs = []
     for done, (name, weight) in enumerate(zip(open_names, weights, strict=True)):

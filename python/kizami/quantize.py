@@ -20,7 +20,15 @@ from kizami.checkpoint import open_source
 from kizami.engine import from_source
 from kizami.errors import FormatError, InputOutputError, UsageError
 from kizami.imatrix import Imatrix
-from kizami.plan import Plan, file_bytes, load_types, make_plan, output_metadata, plan_from_types, uniform_plan
+from kizami.plan import (
+    Plan,
+    file_bytes,
+    load_types,
+    make_plan,
+    output_metadata,
+    plan_from_types,
+    uniform_plan,
+)
 
 Progress = Callable[[str, int, int], None]
 
@@ -68,7 +76,11 @@ def peak_rss() -> int | None:
 
 
 def write(
-    source: Any, plan: Plan, out: str | os.PathLike[str], imatrix: Imatrix | None, progress: Progress | None = None
+    source: Any,
+    plan: Plan,
+    out: str | os.PathLike[str],
+    imatrix: Imatrix | None,
+    progress: Progress | None = None,
 ) -> None:
     """Encodes every tensor of ``source`` as planned and writes the file.
 
@@ -89,7 +101,9 @@ def write(
                 same = tensor.type == planned.type
                 data = tensor.bytes() if same else tensor.encode(planned.type, weights)
             except FormatError as error:
-                raise FormatError(f"{os.fspath(source.path)}: tensor {planned.name}: {error}", hint=error.hint) from None
+                raise FormatError(
+                    f"{os.fspath(source.path)}: tensor {planned.name}: {error}", hint=error.hint
+                ) from None
             writer.write(planned.name, data)
             if progress:
                 progress("encode", done + 1, len(plan.tensors))
@@ -146,7 +160,9 @@ def quantize(
         importance = Imatrix.read(imatrix)
     elif calibration is not None:
         model = from_source(source, activations="f32")
-        importance = calibrate(model, read_text(calibration), dataset=Path(calibration).name, progress=progress)
+        importance = calibrate(
+            model, read_text(calibration), dataset=Path(calibration).name, progress=progress
+        )
     if type is not None:
         planned = uniform_plan(source, type)
     elif plan is not None:

@@ -41,6 +41,8 @@ def nucleus(temperature: float = 1.0, top_p: float = 1.0, seed: int | None = Non
         before = np.cumsum(p) - p
         kept = int(np.count_nonzero(before < top_p))
         p = p[:kept] / p[:kept].sum()
-        return int(order[:kept][min(int(np.searchsorted(np.cumsum(p), random.random(), side="right")), kept - 1)])
+        return int(
+            order[:kept][min(int(np.searchsorted(np.cumsum(p), random.random(), side="right")), kept - 1)]
+        )
 
     return sample

@@ -73,7 +73,9 @@ class Config:
         n_layer = read.int("block_count", 1, 10_000) - read.int("nextn_predict_layers", 0, 100, default=0)
         scaling = read.str("rope.scaling.type", default="none")
         if scaling not in ("none", "yarn"):
-            raise FormatError(f"{origin}: deepseek2.rope.scaling.type: found {scaling!r}, expected none or yarn")
+            raise FormatError(
+                f"{origin}: deepseek2.rope.scaling.type: found {scaling!r}, expected none or yarn"
+            )
         yarn = None
         if scaling == "yarn":
             yarn = Yarn(
@@ -87,7 +89,9 @@ class Config:
         gating = read.int("expert_gating_func", 0, 2, default=0)
         return cls(
             n_layer=n_layer,
-            n_dense=min(n_layer, read.int("leading_dense_block_count", 0, 10_000, default=0)) if n_expert else n_layer,
+            n_dense=min(n_layer, read.int("leading_dense_block_count", 0, 10_000, default=0))
+            if n_expert
+            else n_layer,
             n_embd=read.int("embedding_length", 1, 2**20),
             n_head=read.int("attention.head_count", 1, 2**16),
             n_ctx_train=read.int("context_length", 1, 2**31),
@@ -137,7 +141,9 @@ class Layer:
             rope_dims=c.rope_dims,
             rope_base=c.rope_base,
             # DeepSeek sets mscale equal to mscale_all_dim: cosine and sine keep magnitude one.
-            yarn=(c.yarn.factor, c.yarn.original_context, c.yarn.beta_fast, c.yarn.beta_slow, 1.0) if c.yarn else None,
+            yarn=(c.yarn.factor, c.yarn.original_context, c.yarn.beta_fast, c.yarn.beta_slow, 1.0)
+            if c.yarn
+            else None,
         )
 
         def network(suffix: str) -> list[_core.Tensor]:
@@ -205,7 +211,10 @@ def expected_shapes(config: Config, n_vocab: int, n_ff: int, n_ff_exp: int) -> d
     """Every tensor the model reads, with its shape (rows before columns)."""
     c = config
     nope = c.key_length - c.rope_dims
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (n_vocab, c.n_embd), "output_norm.weight": (c.n_embd,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (n_vocab, c.n_embd),
+        "output_norm.weight": (c.n_embd,),
+    }
     for i in range(c.n_layer):
         block: dict[str, tuple[int, ...]] = {
             "attn_norm": (c.n_embd,),

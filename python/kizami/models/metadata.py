@@ -33,7 +33,12 @@ class Reader:
         """A whole number within ``low..=high``, even if asked."""
         expected = f"a{'n even' if even else ''} whole number from {low} to {high}"
         value = self._get(key, expected, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high or (even and value % 2):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not low <= value <= high
+            or (even and value % 2)
+        ):
             raise self._fail(key, value, expected)
         return value
 

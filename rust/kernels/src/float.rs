@@ -5,10 +5,10 @@
 //! ... in ascending order, then the lanes summed in the order of [`Isa::sum`]. Rows are padded with zeros.
 
 use crate::chunk::{CHUNK, Chunk, GROUP, SUB};
+use crate::format::with_format;
 use crate::format::{Family, FloatFormat, Format};
 use crate::isa::{Isa, LANES};
 use crate::matrix::{Matrix, SCALE_BLOCK};
-use crate::format::with_format;
 
 /// One chunk of a row as f32, zero past the end.
 #[repr(C, align(64))]
@@ -45,7 +45,13 @@ fn decode_floats<F: FloatFormat>(w: &Matrix<'_>, row: usize, chunk: usize, out: 
 
 /// Decodes chunk `chunk` of row `row` to integer codes and scales.
 #[inline(always)]
-pub(crate) fn decode_codes<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Chunk) {
+pub(crate) fn decode_codes<I: Isa, F: Format>(
+    isa: I,
+    w: &Matrix<'_>,
+    row: usize,
+    chunk: usize,
+    out: &mut Chunk,
+) {
     let (bytes, len) = w.chunk(row, chunk);
     if len < CHUNK {
         *out = Chunk::default();
@@ -59,7 +65,9 @@ fn decode_blocks<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, row: usize, chunk: u
     decode_codes::<I, F>(isa, w, row, chunk, &mut c);
     match F::FAMILY {
         Family::Grouped => {
-            for (g, (out, codes)) in out.0.chunks_exact_mut(GROUP).zip(c.codes.chunks_exact(GROUP)).enumerate() {
+            for (g, (out, codes)) in
+                out.0.chunks_exact_mut(GROUP).zip(c.codes.chunks_exact(GROUP)).enumerate()
+            {
                 for (out, &code) in out.iter_mut().zip(codes) {
                     *out = c.group_d[g] * f32::from(code);
                 }
@@ -78,7 +86,6 @@ fn decode_blocks<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, row: usize, chunk: u
         }
     }
 }
-
 
 /// Adds the products of a tile of `R` rows and `C` columns; accumulators stay in registers.
 #[inline(always)]
@@ -132,7 +139,9 @@ pub(crate) fn matmul_rows<I: Isa>(
 ) {
     let chunks = w.chunks();
     let column = |c: usize, chunk: usize| -> &[f32; CHUNK] {
-        x[(pick(c) * chunks + chunk) * CHUNK..][..CHUNK].try_into().expect("columns are padded to whole chunks")
+        x[(pick(c) * chunks + chunk) * CHUNK..][..CHUNK]
+            .try_into()
+            .expect("columns are padded to whole chunks")
     };
     let mut rows = vec![Floats::ZERO; ROWS];
     let mut acc = vec![[[0.0; LANES]; ROWS]; COLUMNS.min(n)];

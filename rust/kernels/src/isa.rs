@@ -7,13 +7,13 @@
 
 use crate::chunk::{ActChunk, Chunk};
 
-pub mod scalar;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 pub mod avx512;
+pub mod scalar;
 
 /// Logical lanes of the float primitives.
 pub const LANES: usize = 16;

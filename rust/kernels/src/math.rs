@@ -128,7 +128,10 @@ mod tests {
         for i in 0..100_000 {
             let x = f64::from(i) * 12.345_678_9 + f64::from(i % 97) * 1e-3;
             let (s, c) = sin_cos(x);
-            assert!((s - x.sin()).abs() < 1e-13 * x.max(1.0) && (c - x.cos()).abs() < 1e-13 * x.max(1.0), "{x}");
+            assert!(
+                (s - x.sin()).abs() < 1e-13 * x.max(1.0) && (c - x.cos()).abs() < 1e-13 * x.max(1.0),
+                "{x}"
+            );
         }
     }
 }

@@ -17,10 +17,10 @@ use crate::chunk::{ActChunk, CHUNK, Chunk, GROUP, SUB};
 use crate::dispatch::{Op, dispatch};
 use crate::error::{Error, expect_len};
 use crate::float::{self, Floats};
+use crate::format::with_format;
 use crate::format::{Family, Format, Type};
 use crate::isa::Isa;
 use crate::matrix::Matrix;
-use crate::format::with_format;
 use crate::par;
 use std::sync::OnceLock;
 
@@ -89,7 +89,9 @@ impl<'a> Columns<'a> {
         }
         self.padded.get_or_init(|| {
             let mut padded = vec![0.0; self.n * self.chunks() * CHUNK];
-            for (to, from) in padded.chunks_exact_mut(self.chunks() * CHUNK).zip(self.x.chunks_exact(self.cols)) {
+            for (to, from) in
+                padded.chunks_exact_mut(self.chunks() * CHUNK).zip(self.x.chunks_exact(self.cols))
+            {
                 to[..self.cols].copy_from_slice(from);
             }
             padded
@@ -219,7 +221,7 @@ pub(crate) fn run(jobs: Vec<Job<'_>>) {
             tasks.push(Rows { w, x, pick, start: i * rows, out });
         }
     }
-    par::for_each(tasks, dispatch);
+    par::for_each(tasks, work, dispatch);
 }
 
 /// Rows decoded together, so that a column chunk is read once for all of them.
@@ -341,7 +343,11 @@ pub fn dequantize(w: &Matrix<'_>, start: usize, out: &mut [f32]) -> Result<(), E
     let rows = out.len() / w.cols().max(1);
     expect_len("weights to decode", out.len(), rows * w.cols())?;
     if start + rows > w.rows() {
-        return Err(Error::Range { what: "last row to decode", found: start + rows, expected: "a row of the matrix" });
+        return Err(Error::Range {
+            what: "last row to decode",
+            found: start + rows,
+            expected: "a row of the matrix",
+        });
     }
     dispatch(Dequantize { w, start, out });
     Ok(())

@@ -84,7 +84,12 @@ pub(crate) fn add(x: &mut [f32], y: &[f32]) {
 }
 
 /// Checks a weight against the shape its part demands.
-pub(crate) fn expect_shape(what: &'static str, w: &Matrix<'_>, rows: usize, cols: usize) -> Result<(), Error> {
+pub(crate) fn expect_shape(
+    what: &'static str,
+    w: &Matrix<'_>,
+    rows: usize,
+    cols: usize,
+) -> Result<(), Error> {
     expect_len(what, w.rows(), rows)?;
     expect_len(what, w.cols(), cols)
 }

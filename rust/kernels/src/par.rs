@@ -51,9 +51,13 @@ pub fn for_chunks<T: Send>(data: &mut [T], len: usize, f: impl Fn(usize, &mut [T
     pool().install(|| data.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| f(i, chunk)));
 }
 
-/// Calls `f` for each task, in parallel, dealt out one at a time.
-pub fn for_each<T: Send>(tasks: Vec<T>, f: impl Fn(T) + Sync + Send) {
-    if tasks.len() <= 1 {
+/// Multiply-adds that take about as long as waking a thread: less is not worth sharing.
+const SMALL: usize = 1 << 17;
+
+/// Calls `f` for each task, in parallel, dealt out one at a time. `work` is about how many
+/// multiply-adds all tasks take together.
+pub fn for_each<T: Send>(tasks: Vec<T>, work: usize, f: impl Fn(T) + Sync + Send) {
+    if tasks.len() <= 1 || work <= SMALL {
         tasks.into_iter().for_each(f);
         return;
     }

@@ -6,7 +6,10 @@ use kizami_kernels::matmul::Precision;
 use kizami_kernels::ops::attention::{self, LatentCache};
 use kizami_kernels::ops::{Norm, ffn, head, rope};
 use kizami_quantizer::Statistics;
-use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray2, PyUntypedArrayMethods};
+use numpy::{
+    PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray2,
+    PyUntypedArrayMethods,
+};
 use pyo3::prelude::*;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -34,7 +37,8 @@ impl Observer {
     ) -> PyResult<Vec<(String, Bound<'py, PyArray2<f32>>, Bound<'py, PyArray1<f32>>)>> {
         let statistics = lock(&self.statistics);
         let entries = statistics.entries().map(|(name, e)| {
-            let sums = PyArray1::from_iter(py, e.sums().iter().map(|&x| x as f32)).reshape([e.count(), e.cols()])?;
+            let sums =
+                PyArray1::from_iter(py, e.sums().iter().map(|&x| x as f32)).reshape([e.count(), e.cols()])?;
             let counts = PyArray1::from_iter(py, e.tokens().iter().map(|&x| x as f32));
             Ok((name.to_owned(), sums, counts))
         });
@@ -149,7 +153,11 @@ impl Mla {
         let q_a = match (q_a, q_a_norm) {
             (Some(w), Some(norm)) => Some((w, norm.floats()?)),
             (None, None) => None,
-            _ => return Err(error::format("attn_q_a and attn_q_a_norm: found one, expected both or none".into())),
+            _ => {
+                return Err(error::format(
+                    "attn_q_a and attn_q_a_norm: found one, expected both or none".into(),
+                ));
+            }
         };
         let yarn = yarn.map(|(factor, original_context, beta_fast, beta_slow, magnitude)| rope::Yarn {
             factor,
@@ -263,7 +271,10 @@ impl FfnBlock {
     #[new]
     #[pyo3(signature = (layer, *, norm, eps, shared=None, experts=None, router=None, bias=None, scoring="sigmoid",
                         group_score="top2", groups=1, groups_used=1, used=1, normalize=false, scale=1.0))]
-    #[expect(clippy::too_many_arguments, reason = "keyword arguments: one per tensor or constant of the block")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "keyword arguments: one per tensor or constant of the block"
+    )]
     fn new(
         layer: usize,
         norm: &Tensor,
@@ -283,12 +294,16 @@ impl FfnBlock {
         let scoring = match scoring {
             "softmax" => ffn::Scoring::Softmax,
             "sigmoid" => ffn::Scoring::Sigmoid,
-            other => return Err(error::format(format!("scoring: found {other:?}, expected softmax or sigmoid"))),
+            other => {
+                return Err(error::format(format!("scoring: found {other:?}, expected softmax or sigmoid")));
+            }
         };
         let group_score = match group_score {
             "max" => ffn::GroupScore::Max,
             "top2" => ffn::GroupScore::TopTwo,
-            other => return Err(error::format(format!("group_score: found {other:?}, expected max or top2"))),
+            other => {
+                return Err(error::format(format!("group_score: found {other:?}, expected max or top2")));
+            }
         };
         let bias = bias.map_or(Ok(Vec::new()), Tensor::floats)?;
         let routed = match (router, experts) {
@@ -365,7 +380,11 @@ impl Head {
     }
 
     /// Hidden states of token ids.
-    fn embed<'py>(&self, py: Python<'py>, tokens: PyReadonlyArray1<'py, u32>) -> PyResult<Bound<'py, PyArray2<f32>>> {
+    fn embed<'py>(
+        &self,
+        py: Python<'py>,
+        tokens: PyReadonlyArray1<'py, u32>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let tokens = ids(&tokens);
         let table = self.embedding.get().matrix()?;
         if let Some(bad) = tokens.iter().find(|&&t| t as usize >= table.rows()) {
@@ -393,7 +412,8 @@ impl Head {
             None => head::logits(norm, &output, x, precision, None),
             Some(o) => {
                 let mut statistics = lock(&o.statistics);
-                let see = &mut |seen: kizami_kernels::ops::Observation<'_>| statistics.add("output.weight", &seen);
+                let see =
+                    &mut |seen: kizami_kernels::ops::Observation<'_>| statistics.add("output.weight", &seen);
                 head::logits(norm, &output, x, precision, Some(see))
             }
         });

@@ -67,7 +67,9 @@ impl GgufFile {
     #[getter]
     fn tensors(&self) -> Vec<(String, &'static str, Vec<u64>, u64)> {
         let infos = self.file.header().tensors().iter();
-        infos.map(|t| (t.name.clone(), t.ty.name(), t.dims.iter().rev().copied().collect(), t.nbytes)).collect()
+        infos
+            .map(|t| (t.name.clone(), t.ty.name(), t.dims.iter().rev().copied().collect(), t.nbytes))
+            .collect()
     }
 
     #[getter]

@@ -3,7 +3,9 @@
 use crate::error;
 use kizami_kernels::matmul::{Columns, Precision, dequantize, matmul};
 use kizami_kernels::{Matrix, Type, par};
-use numpy::{PyArray1, PyArray2, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
+use numpy::{
+    PyArray1, PyArray2, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods,
+};
 use pyo3::prelude::*;
 use std::sync::Arc;
 
@@ -67,7 +69,9 @@ impl Tensor {
             [rows, cols] => (1, rows, cols),
             [mats, rows, cols] => (mats, rows, cols),
             _ => {
-                return Err(error::format(format!("tensor shape: found {shape:?}, expected one to three dimensions")));
+                return Err(error::format(format!(
+                    "tensor shape: found {shape:?}, expected one to three dimensions"
+                )));
             }
         };
         product(&shape)?;
@@ -167,7 +171,8 @@ impl Tensor {
         let mut bytes = Vec::new();
         for array in buffers {
             let view = array.readonly();
-            let slice = view.as_slice().map_err(|_| error::usage("tensor buffers must be contiguous".into()))?;
+            let slice =
+                view.as_slice().map_err(|_| error::usage("tensor buffers must be contiguous".into()))?;
             let (start, len) = (slice.as_ptr(), slice.len());
             bytes.push(Bytes { start, len, _owner: Owner::Array(array.unbind()) });
         }
@@ -198,7 +203,13 @@ impl Tensor {
     }
 
     fn __repr__(&self) -> String {
-        format!("Tensor({}, {:?}, {:.3} bpw, {} bytes)", self.ty.name(), self.shape, self.bpw(), self.nbytes())
+        format!(
+            "Tensor({}, {:?}, {:.3} bpw, {} bytes)",
+            self.ty.name(),
+            self.shape,
+            self.bpw(),
+            self.nbytes()
+        )
     }
 
     fn bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u8>>> {
@@ -281,7 +292,10 @@ pub(crate) fn precision(activations: &str) -> PyResult<Precision> {
 }
 
 /// One importance vector per matrix, checked against the tensor.
-pub(crate) fn importance(t: &Tensor, imatrix: Option<&PyReadonlyArray2<'_, f32>>) -> PyResult<Option<Vec<f32>>> {
+pub(crate) fn importance(
+    t: &Tensor,
+    imatrix: Option<&PyReadonlyArray2<'_, f32>>,
+) -> PyResult<Option<Vec<f32>>> {
     let Some(imatrix) = imatrix else { return Ok(None) };
     if imatrix.shape() != [t.mats, t.cols] {
         return Err(error::format(format!(

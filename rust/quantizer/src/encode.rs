@@ -81,7 +81,12 @@ pub fn encode_rows(
     Ok(())
 }
 
-fn blocks<E: Encode<N>, const N: usize>(rows: &[f32], cols: usize, importance: Option<&[f32]>, out: &mut [u8]) {
+fn blocks<E: Encode<N>, const N: usize>(
+    rows: &[f32],
+    cols: usize,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) {
     dispatch(Blocks::<E, N> { rows, cols, importance, out, format: std::marker::PhantomData });
 }
 

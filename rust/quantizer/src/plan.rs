@@ -404,7 +404,10 @@ mod tests {
         let budget = solve(&[vec![5, 3], vec![7]], &[vec![1.0, 2.0], vec![0.0]], 9);
         assert_eq!(budget, Err(Error::Budget { budget: 9, smallest: 10 }));
         assert_eq!(solve(&[vec![]], &[vec![]], 9), Err(Error::Choices { item: 0, bytes: 0, costs: 0 }));
-        assert!(matches!(solve(&[vec![1]], &[vec![f64::NAN]], 9), Err(Error::Cost { item: 0, choice: 0, .. })));
+        assert!(matches!(
+            solve(&[vec![1]], &[vec![f64::NAN]], 9),
+            Err(Error::Cost { item: 0, choice: 0, .. })
+        ));
         assert_eq!(solve(&[vec![u64::MAX], vec![1]], &[vec![0.0], vec![0.0]], 9), Err(Error::Overflow));
         assert!(matches!(solve(&[vec![1]], &[], 9), Err(Error::Length { .. })));
     }

@@ -116,10 +116,8 @@ impl Isa for Avx2 {
             for unit in 0..CHUNK / GROUP {
                 let p = pairs::<SIGNED>(load_unit(&w.codes, unit), load_unit(&a.codes, unit));
                 let pick = |s: usize| (((s % 8) * 2 + 1) << 8 | ((s % 8) * 2)) as i16;
-                let spread = _mm256_setr_m128i(
-                    _mm_set1_epi16(pick(2 * unit)),
-                    _mm_set1_epi16(pick(2 * unit + 1)),
-                );
+                let spread =
+                    _mm256_setr_m128i(_mm_set1_epi16(pick(2 * unit)), _mm_set1_epi16(pick(2 * unit + 1)));
                 let source = if unit < 4 { low } else { high };
                 sum = _mm256_add_epi32(sum, _mm256_madd_epi16(p, _mm256_shuffle_epi8(source, spread)));
             }
@@ -152,9 +150,7 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn bytes(self, x: &[u8; 32]) -> Self::B {
         // SAFETY: see the head of the file.
-        unsafe {
-            _mm256_loadu_si256(x.as_ptr().cast())
-        }
+        unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
     }
 
     #[inline(always)]
@@ -170,57 +166,43 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn put(self, x: Self::B, out: &mut [i8; 32]) {
         // SAFETY: see the head of the file.
-        unsafe {
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), x)
-        }
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), x) }
     }
 
     #[inline(always)]
     fn splat_byte(self, x: u8) -> Self::B {
         // SAFETY: see the head of the file.
-        unsafe {
-            _mm256_set1_epi8(x as i8)
-        }
+        unsafe { _mm256_set1_epi8(x as i8) }
     }
 
     #[inline(always)]
     fn and(self, a: Self::B, b: Self::B) -> Self::B {
         // SAFETY: see the head of the file.
-        unsafe {
-            _mm256_and_si256(a, b)
-        }
+        unsafe { _mm256_and_si256(a, b) }
     }
 
     #[inline(always)]
     fn or(self, a: Self::B, b: Self::B) -> Self::B {
         // SAFETY: see the head of the file.
-        unsafe {
-            _mm256_or_si256(a, b)
-        }
+        unsafe { _mm256_or_si256(a, b) }
     }
 
     #[inline(always)]
     fn sub(self, a: Self::B, b: Self::B) -> Self::B {
         // SAFETY: see the head of the file.
-        unsafe {
-            _mm256_sub_epi8(a, b)
-        }
+        unsafe { _mm256_sub_epi8(a, b) }
     }
 
     #[inline(always)]
     fn shr<const N: i32>(self, x: Self::B) -> Self::B {
         // SAFETY: see the head of the file.
-        unsafe {
-            _mm256_and_si256(_mm256_srli_epi16::<N>(x), _mm256_set1_epi8((0xffu8 >> N) as i8))
-        }
+        unsafe { _mm256_and_si256(_mm256_srli_epi16::<N>(x), _mm256_set1_epi8((0xffu8 >> N) as i8)) }
     }
 
     #[inline(always)]
     fn shl<const N: i32>(self, x: Self::B) -> Self::B {
         // SAFETY: see the head of the file.
-        unsafe {
-            _mm256_and_si256(_mm256_slli_epi16::<N>(x), _mm256_set1_epi8((0xffu8 << N) as i8))
-        }
+        unsafe { _mm256_and_si256(_mm256_slli_epi16::<N>(x), _mm256_set1_epi8((0xffu8 << N) as i8)) }
     }
 
     #[inline(always)]

@@ -98,9 +98,7 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn sum(self, x: Self::F) -> f32 {
         // SAFETY: see the head of the file.
-        unsafe {
-            avx2::sum_f32(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)))
-        }
+        unsafe { avx2::sum_f32(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x))) }
     }
 
     #[inline(always)]

@@ -140,8 +140,9 @@ impl Mla<'_> {
             }
         }
 
-        // Absorb k_b into the queries.
-        let columns = Columns::new(&q_nope, nope, precision)?;
+        // Absorb k_b into the queries. Here and at v_b activations stay f32: the matrices are about 3 % of a
+        // token's work, and rounding their inputs a noticeable part of the error (docs/kernels.md).
+        let columns = Columns::new(&q_nope, nope, Precision::F32)?;
         let absorbed = per_head(&self.k_b, &columns, n, |head, pick| {
             see("attn_k_b", head, heads, nope, &q_nope, Some(pick));
         });
@@ -151,7 +152,7 @@ impl Mla<'_> {
 
         let mixed = self.attend(&queries, segments, heads, width, lora);
 
-        let columns = Columns::new(&mixed, lora, precision)?;
+        let columns = Columns::new(&mixed, lora, Precision::F32)?;
         let values = per_head(&self.v_b, &columns, n, |head, pick| {
             see("attn_v_b", head, heads, lora, &mixed, Some(pick));
         });

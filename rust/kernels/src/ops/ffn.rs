@@ -312,12 +312,12 @@ fn experts_forward(
     // Each token gathers its experts in order of selection.
     debug_assert_eq!(x.len(), n * d);
     par::for_chunks(x, d, |token, x| {
+        let choices = token * chosen.used..(token + 1) * chosen.used;
         let mut sum = vec![0.0; d];
-        for choice in token * chosen.used..(token + 1) * chosen.used {
-            let (e, column) = place[choice];
+        for (&(e, column), &weight) in place[choices.clone()].iter().zip(&chosen.weights[choices]) {
             let (start, stride) = (starts[e as usize] * d, counts[e as usize]);
             for (j, sum) in sum.iter_mut().enumerate() {
-                *sum += chosen.weights[choice] * down[start + j * stride + column];
+                *sum += weight * down[start + j * stride + column];
             }
         }
         add(x, &sum);
@@ -335,11 +335,19 @@ fn swiglu_slabs(gate: &[f32], up: &[f32], ff: usize, counts: &[usize]) -> Vec<f3
         rest = more;
         for (i, part) in slab.chunks_mut(16 * ff).enumerate() {
             let range = start..start + count * ff;
-            tasks.push(Swiglu { gate: &gate[range.clone()], up: &up[range], count, first: i * 16, ff, out: part });
+            tasks.push(Swiglu {
+                gate: &gate[range.clone()],
+                up: &up[range],
+                count,
+                first: i * 16,
+                ff,
+                out: part,
+            });
         }
         start += count * ff;
     }
-    par::for_each(tasks, dispatch);
+    // An exponential takes about as long as a dozen multiply-adds.
+    par::for_each(tasks, 16 * gate.len(), dispatch);
     out
 }
 

@@ -177,7 +177,10 @@ mod tests {
                     let at = 128 * batch + 8 * l;
                     let expected = naive(&target.x[at..at + 8], &target.w[at..at + 8], t, shift);
                     let cost = f64::from(found.cost.0[l]);
-                    assert!((cost - expected).abs() <= 1e-5 * expected.abs() + 1e-6, "{cost} against {expected}");
+                    assert!(
+                        (cost - expected).abs() <= 1e-5 * expected.abs() + 1e-6,
+                        "{cost} against {expected}"
+                    );
                 }
             }
         }

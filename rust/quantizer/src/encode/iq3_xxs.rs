@@ -97,7 +97,8 @@ impl Pair {
         let mut cost = Lanes::ZERO;
         for h in 0..2 {
             for l in 0..LANES {
-                cost.0[l] += if self.wrong[h][l] { self.flipped[h].cost.0[l] } else { self.plain[h].cost.0[l] };
+                cost.0[l] +=
+                    if self.wrong[h][l] { self.flipped[h].cost.0[l] } else { self.plain[h].cost.0[l] };
             }
         }
         cost
@@ -162,7 +163,8 @@ impl Groups8 {
             costs[i][level] = self.groups.w[i] * q * q - twice;
             prices[i][level] = twice + twice;
         }
-        let mut pair = Pair { plain: [Found::NONE; 2], flipped: [Found::NONE; 2], wrong: [[false; LANES]; 2] };
+        let mut pair =
+            Pair { plain: [Found::NONE; 2], flipped: [Found::NONE; 2], wrong: [[false; LANES]; 2] };
         for &h in opaque(&[0usize, 1]) {
             let mut tables = [[Lanes::ZERO; HALVES]; 4];
             let [first, second, first_flipped, second_flipped] = &mut tables;
@@ -252,7 +254,10 @@ mod tests {
                     let at = 128 * batch + 8 * l;
                     let expected = naive(&target.x[at..at + 8], &target.w[at..at + 8], t);
                     let cost = f64::from(cost.0[l]);
-                    assert!((cost - expected).abs() <= 1e-5 * expected.abs() + 1e-6, "{cost} against {expected}");
+                    assert!(
+                        (cost - expected).abs() <= 1e-5 * expected.abs() + 1e-6,
+                        "{cost} against {expected}"
+                    );
                 }
             }
         }

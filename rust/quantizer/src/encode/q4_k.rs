@@ -159,14 +159,8 @@ fn fit_line(x: &[f32; 32], w: &[f32; 32], inverse_slope: Lanes, min: Lanes) -> L
 fn integer_lines(target: &Target<256>, d: f32, dmin: f32, guess: &[Line; 8]) -> (Scales, f32, f32) {
     let (d_bits, d) = target.frame.store(d);
     let (dmin_bits, dmin) = target.frame.store(dmin);
-    let mut scales = Scales {
-        d: d_bits,
-        dmin: dmin_bits,
-        scale: [0.0; 8],
-        min: [0.0; 8],
-        line: *guess,
-        error: 0.0,
-    };
+    let mut scales =
+        Scales { d: d_bits, dmin: dmin_bits, scale: [0.0; 8], min: [0.0; 8], line: *guess, error: 0.0 };
     let (mut ss, mut sm, mut mm, mut xs, mut xm) = (0f32, 0f32, 0f32, 0f32, 0f32);
     let (mut near, mut near_min) = (Lanes::ZERO, Lanes::ZERO);
     for l in 0..16 {
