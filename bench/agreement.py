@@ -3,8 +3,9 @@
     .venv/bin/python bench/agreement.py --logits 'python peer_logits.py' [--types F32 Q8_0 Q4_K ...]
 
 A peer is any command that is called as ``COMMAND MODEL.gguf ids.npy out.npy``: it reads int32 ids
-``[windows, n_ctx]`` as they are and writes the peer's float32 logits ``[windows, n_ctx, vocab]``, each window on
-an empty cache. For llama.cpp a few lines over libllama's C interface do (cache types F32, flash attention off).
+``[windows, n_ctx]`` as they are and writes the peer's float32 logits ``[windows, n_ctx, vocab]``, each
+window on an empty cache. For llama.cpp a few lines over libllama's C interface do (cache types F32, flash
+attention off).
 Without ``--logits`` only our own distance is printed.
 """
 

@@ -3,9 +3,9 @@
     .venv/bin/python bench/quality.py                      # the embedded model
     .venv/bin/python bench/quality.py --model DIR --ctx 256 --types IQ2_XXS IQ3_XXS Q4_K --json out.json
 
-The imatrix comes from DIR/calibration.txt, the figures from DIR/eval.txt, which are disjoint. The dynamic file
-gets the uniform one's size in bytes as its budget. The interval is that of the mean over windows of the paired
-difference, so that the dependence of neighbouring tokens does not make it too narrow.
+The imatrix comes from DIR/calibration.txt, the figures from DIR/eval.txt, which are disjoint. The dynamic
+file gets the uniform one's size in bytes as its budget. The interval is that of the mean over windows of the
+paired difference, so that the dependence of neighbouring tokens does not make it too narrow.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     print(
-        "| uniform type | bytes | KLD | dynamic bytes | KLD | ratio | paired difference | same top % | dynamic % |"
+        "| uniform | bytes | KLD | dynamic bytes | KLD | ratio | paired difference | same top % | dynamic % |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     try:

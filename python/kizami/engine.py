@@ -48,7 +48,8 @@ class Model:
         self._architecture = architecture
 
     def __repr__(self) -> str:
-        return f"Model({os.fspath(self.source.path)!r}, {len(self.source)} tensors, activations={self.activations})"
+        path = os.fspath(self.source.path)
+        return f"Model({path!r}, {len(self.source)} tensors, activations={self.activations})"
 
     def new_cache(self) -> _core.Cache:
         """An empty cache for one sequence."""

@@ -92,7 +92,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def scored_logits(model: Model, ids: np.ndarray) -> Iterator[np.ndarray]:
-    """For each window of ``ids``, the logits that predict its second half: ``[n_ctx - n_ctx // 2 - 1, vocab]``.
+    """For each window of ``ids``, the logits that predict its second half:
+    ``[n_ctx - n_ctx // 2 - 1, vocab]``.
 
     The last token of a window has no successor in it, as in llama-perplexity.
     """

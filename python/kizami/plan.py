@@ -299,7 +299,7 @@ def make_plan(
         progress: called with (stage, tensors done, tensors in total).
 
     Raises:
-        UsageError: not exactly one budget, or one below the smallest possible file (the message says which that is).
+        UsageError: not exactly one budget, or one below the smallest possible (the message says which).
     """
     if (bpw is None) == (size is None):
         raise UsageError("budget: expected exactly one of bpw and size")
@@ -329,7 +329,8 @@ def make_plan(
         budget = math.floor(bpw * least.weights / 8) - fixed_bytes
         if bpw < least.bpw:
             raise UsageError(
-                f"bpw: found {bpw:g}, expected at least {math.ceil(least.bpw * 1e4) / 1e4:g}, the smallest possible"
+                f"bpw: found {bpw:g}, expected at least {math.ceil(least.bpw * 1e4) / 1e4:g}, "
+                "the smallest possible"
             )
     else:
         assert size is not None
