@@ -77,7 +77,7 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, default=EMBEDDED)
     parser.add_argument("--ctx", type=int, default=256)
-    parser.add_argument("--types", nargs="+", default=["IQ1_S", "IQ2_XXS", "IQ3_XXS", "Q4_K"])
+    parser.add_argument("--types", nargs="+", default=["IQ2_XXS", "IQ3_XXS", "Q4_K"])
     parser.add_argument("--calibration-tokens", type=int)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

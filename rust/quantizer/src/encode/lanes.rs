@@ -21,14 +21,14 @@ macro_rules! elementwise {
             #[inline(always)]
             fn $method(mut self, other: Lanes) -> Lanes {
                 for l in 0..LANES {
-                    self.0[l] = self.0[l] $op other.0[l];
+                    self.0[l] $op other.0[l];
                 }
                 self
             }
         }
     )*};
 }
-elementwise! { Add add +; Sub sub -; Mul mul *; Div div /; }
+elementwise! { Add add +=; Sub sub -=; Mul mul *=; Div div /=; }
 
 impl Lanes {
     pub(crate) const ZERO: Lanes = Lanes([0.0; LANES]);

@@ -3,6 +3,10 @@
 //! Values are brought to a largest magnitude of 1..2 by an exact power of two, so that squares
 //! neither overflow nor vanish whatever the tensor's scale, and the search sees the same numbers
 //! for `w` and for `1024 w`. [`Frame`] brings scales back and rounds them to the f16 of the file.
+//!
+//! An error costs `importance * sqrt(mean square of the block + w²)`. Why large weights deserve more
+//! than their importance is not known (Kawrakow: "no science"), but without the root the divergence
+//! of two small models at 1.6 and 2.1 bits was 3 to 15 % higher, although `1 - rho²` was lower.
 
 use super::lanes::sum;
 use kizami_kernels::convert::{f16_to_f32, f32_to_f16};
