@@ -1,9 +1,12 @@
-"""Generated pages are what their scripts would write now."""
+"""Generated pages are what their scripts would write now, and the README's code runs."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
+
+from kizami.demo import EMBEDDED
 
 ROOT = Path(__file__).parent.parent
 
@@ -13,3 +16,17 @@ def test_cli_page_is_up_to_date():
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert script.PAGE.read_text(encoding="utf-8") == script.render(), "run `make docs`"
+
+
+def test_the_readmes_python_runs(tmp_path, capsys):
+    """Every Python block of the README, on the embedded model under the names the README uses."""
+    text = (EMBEDDED / "calibration.txt").read_text(encoding="utf-8")[:6000]
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    names = {"DeepSeek-V3": EMBEDDED, "v3.gguf": tmp_path / "v3.gguf", "text.txt": tmp_path / "text.txt"}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        for name, path in names.items():
+            block = block.replace(f'"{name}"', repr(str(path)))
+        exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out
