@@ -158,3 +158,17 @@ def test_missing_and_misshapen_tensors_are_named(source_model):
     ]:
         with pytest.raises(FormatError, match=key.split(".")[-1]):
             build(metadata | {key: value}, tensors, "test")
+
+
+def test_ids_past_the_vocabulary_are_never_generated(source_model):
+    """Real checkpoints pad their embedding; the padding's logits are as large as any."""
+
+    class Shorter:
+        vocab_size = 64
+
+        def __getattr__(self, name):
+            return getattr(source_model.tokenizer, name)
+
+    model = kizami.engine.Model(source_model.source, source_model._architecture, Shorter(), activations="f32")
+    ids = list(model.stream_ids([5, 6, 7], max_tokens=8))
+    assert ids and max(ids) < 64
