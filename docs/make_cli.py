@@ -60,13 +60,11 @@ def _options(command: click.Command) -> str:
         needed = " Required." if option.required else ""
         default = f" Default: {option.default}." if option.show_default else ""
         described = (
-            (option.help or "")
-            .replace("[default: ", "Default: ")
-            .removesuffix("]")
-            .replace("  ", " ")
-            .rstrip(".")
+            (option.help or "").replace("[default: ", "Default: ").removesuffix("]").replace("  ", " ")
         )
-        rows.append(f"| `{', '.join(option.opts)}{value}` | {described}.{needed}{default} |")
+        if not described.endswith("."):
+            described += "."
+        rows.append(f"| `{', '.join(option.opts)}{value}` | {described}{needed}{default} |")
     return "\n".join(rows) + "\n"
 
 

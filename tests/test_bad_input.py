@@ -144,7 +144,7 @@ def test_a_bad_plan(content, tmp_path):
 
 def test_the_source_is_never_overwritten(q4k):
     before = q4k.read_bytes()
-    one_error(kizami("quantize", q4k, q4k, "--type", "Q8_0", code=2), "source")
+    one_error(kizami("quantize", q4k, q4k, "--type", "Q8_0", code=2), "is an input itself")
     assert q4k.read_bytes() == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import gguf
 import numpy as np
@@ -150,8 +151,34 @@ def test_a_gguf_is_a_source_too(tmp_path):
     kizami.quantize(tmp_path / "f32.gguf", tmp_path / "from-gguf.gguf", type="Q4_K")
     kizami.quantize(EMBEDDED, tmp_path / "from-fp8.gguf", type="Q4_K")
     assert (tmp_path / "from-gguf.gguf").read_bytes() == (tmp_path / "from-fp8.gguf").read_bytes()
-    with pytest.raises(UsageError, match="source itself"):
-        kizami.quantize(tmp_path / "f32.gguf", tmp_path / "f32.gguf", type="Q4_K")
+
+
+@pytest.mark.parametrize("role", ["source", "shard", "plan", "imatrix", "calibration"])
+def test_no_input_is_ever_overwritten(tmp_path, imatrix, role):
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    given = {"shard": folder / "model.safetensors", "source": tmp_path / "f32.gguf"}
+    given |= {"plan": tmp_path / "p.json", "imatrix": tmp_path / "i.gguf", "calibration": tmp_path / "c.txt"}
+    source, options = folder, {"type": "Q4_K"}
+    if role == "source":
+        kizami.quantize(folder, given["source"], type="F32")
+        source = given["source"]
+    elif role == "plan":
+        uniform_plan(open_source(folder), "Q8_0").save(given["plan"])
+        options = {"plan": given["plan"]}
+    elif role == "imatrix":
+        imatrix.write(given["imatrix"])
+        options["imatrix"] = given["imatrix"]
+    elif role == "calibration":
+        shutil.copy(EMBEDDED / "eval.txt", given["calibration"])
+        options["calibration"] = given["calibration"]
+    before = given[role].read_bytes()
+    link = tmp_path / "link.gguf"
+    link.symlink_to(given[role])
+    for out in (given[role], link) if role != "shard" else (given[role],):
+        with pytest.raises(UsageError, match="is an input itself"):
+            kizami.quantize(source, out, **options)
+    assert given[role].read_bytes() == before
 
 
 def test_an_older_output_survives_a_failure(source, tmp_path):

@@ -111,7 +111,9 @@ class Model:
         Raises:
             UsageError: the prompt is empty or does not fit the context.
         """
-        limit = min(n_ctx or self.config.n_ctx_train, self.config.n_ctx_train)
+        limit = self.config.n_ctx_train if n_ctx is None else n_ctx
+        if not 1 <= limit <= self.config.n_ctx_train:
+            raise UsageError(f"ctx: found {limit}, expected 1 to the model's {self.config.n_ctx_train}")
         if not ids:
             raise UsageError("prompt: found no tokens, expected at least one")
         if len(ids) > limit:

@@ -20,6 +20,7 @@ from kizami.checkpoint import open_source
 from kizami.engine import from_source
 from kizami.errors import FormatError, InputOutputError, UsageError
 from kizami.imatrix import Imatrix
+from kizami.outputs import check_output
 from kizami.plan import (
     Plan,
     file_bytes,
@@ -150,11 +151,13 @@ def quantize(
     if imatrix is not None and calibration is not None:
         raise UsageError("importance: found an imatrix and a calibration text, expected at most one")
     out = Path(out)
-    if not out.parent.is_dir():
-        raise InputOutputError(f"{out}: cannot write: no such directory")
+    check_output(out, src, plan, imatrix, calibration)
     source = open_source(Path(src))
-    if out.exists() and Path(src).exists() and out.samefile(src):
-        raise UsageError(f"{out}: is the source itself, expected another name")
+    if "general.architecture" not in source.metadata:
+        kind = source.metadata.get("general.type", "unknown")
+        raise FormatError(
+            f"{os.fspath(src)}: general.architecture: missing, expected a model; the file's type is {kind}"
+        )
     importance = None
     if imatrix is not None:
         importance = Imatrix.read(imatrix)

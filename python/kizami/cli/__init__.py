@@ -7,6 +7,9 @@ Does not know: how anything is computed.
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import click
 
 from kizami import system
@@ -47,9 +50,16 @@ for command in COMMANDS:
 
 def main() -> None:
     """Entry point of `kizami`."""
+    end_cleanly()
     cli.main(prog_name="kizami")
 
 
 def quantize_model() -> None:
     """Entry point of `quantize-model`, the same as `kizami quantize`."""
+    end_cleanly()
     quantize.main(prog_name="quantize-model")
+
+
+def end_cleanly() -> None:
+    """Lets SIGTERM unwind like any exit, so that partial files go; 143 is the shell's code for it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -9,6 +9,7 @@ import click
 
 from kizami.calibrate import calibrate
 from kizami.engine import load
+from kizami.outputs import check_output
 from kizami.quantize import read_text
 
 from . import output
@@ -33,6 +34,7 @@ def imatrix(model: str, text: str, out: str, ctx: int, as_json: bool) -> None:
       kizami imatrix v3-bf16.gguf --text calibration.txt --out imatrix.gguf --ctx 1K --json
     """
     start = time.perf_counter()
+    check_output(out, model, text)
     words = read_text(text)
     with output.Progress() as progress:
         made = calibrate(

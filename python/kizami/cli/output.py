@@ -136,7 +136,7 @@ def piece(text: str) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table; a column whose name starts with `>` is aligned to the right. Plain columns if piped."""
-    terminal = sys.stdout.isatty()
+    terminal = sys.stdout is not None and sys.stdout.isatty()
     # Piped, no line is folded or cut, however long: the next program wants the whole of it.
     console = Console(
         file=sys.stdout, highlight=False, markup=False, emoji=False, width=None if terminal else 1000

@@ -8,6 +8,7 @@ import click
 
 from kizami.checkpoint import open_source
 from kizami.imatrix import Imatrix
+from kizami.outputs import check_output
 from kizami.plan import make_plan
 
 from . import output
@@ -45,6 +46,7 @@ def plan(
       kizami plan v3-bf16.gguf --bpw 2.5 --out plan.json --json
     """
     exactly_one(bpw=bpw, size=size)
+    check_output(out, model, imatrix)
     matrix = Imatrix.read(imatrix) if imatrix else None
     source = open_source(model)
     with output.Progress() as progress:
