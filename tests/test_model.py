@@ -172,3 +172,11 @@ def test_ids_past_the_vocabulary_are_never_generated(source_model):
     model = kizami.engine.Model(source_model.source, source_model._architecture, Shorter(), activations="f32")
     ids = list(model.stream_ids([5, 6, 7], max_tokens=8))
     assert ids and max(ids) < 64
+
+
+def test_a_foreign_cache_is_refused(source_model):
+    with pytest.raises(UsageError, match="width"):
+        source_model.step([Segment([5], _core.Cache(6, 100))])
+    with pytest.raises(UsageError, match="twice"):
+        cache = source_model.new_cache()
+        source_model.step([Segment([5], cache), Segment([6], cache)])

@@ -186,7 +186,11 @@ impl Mla {
         if caches.len() != lens.len() {
             return Err(error::usage(format!("caches: found {}, expected {}", caches.len(), lens.len())));
         }
+        let width = self.kv_a_norm.len() + self.rope.dims();
         for (i, c) in caches.iter().enumerate() {
+            if c.get().width != width {
+                return Err(error::usage(format!("cache: found width {}, expected {width}", c.get().width)));
+            }
             if caches[..i].iter().any(|earlier| earlier.is(c)) {
                 return Err(error::usage("caches: the same one twice in one batch".into()));
             }
@@ -210,9 +214,13 @@ impl Mla {
             scale: self.scale,
         };
         py.detach(|| {
-            let mut states: Vec<_> = caches.iter().map(|c| (c.get().width, lock(&c.get().state))).collect();
+            // Locked in one global order: two steps that share sequences cannot wait for each other.
+            let mut order: Vec<usize> = (0..caches.len()).collect();
+            order.sort_by_key(|&i| std::ptr::from_ref(caches[i].get()) as usize);
+            let mut states: Vec<_> = order.into_iter().map(|i| (i, lock(&caches[i].get().state))).collect();
+            states.sort_by_key(|(i, _)| *i);
             let mut segments = Vec::new();
-            for ((width, state), &len) in states.iter_mut().zip(&lens) {
+            for ((_, state), &len) in states.iter_mut().zip(&lens) {
                 let position = state.len;
                 let cache = state.layers.get_mut(self.layer).ok_or(kizami_kernels::Error::Range {
                     what: "layer",
@@ -220,7 +228,7 @@ impl Mla {
                     expected: "a layer of the cache",
                 })?;
                 // A step that was cut short has left rows behind.
-                cache.truncate(position, *width);
+                cache.truncate(position, width);
                 segments.push(attention::Segment { position, len, cache });
             }
             observed(observer, self.layer, |o| mla.forward(x, &mut segments, precision, o))
