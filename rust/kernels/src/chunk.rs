@@ -17,6 +17,9 @@
 pub const CHUNK: usize = 256;
 /// Weights that share one integer scale in the widest view.
 pub const SUB: usize = 16;
+/// Largest integer scale of activations. The worst format (Q6_K: scale 128, code 32) then stays
+/// within an i32: 128 * 8 * 32 * 127 * 256 < 2^31.
+pub const MAX_STEP: i16 = 8;
 /// Weights that share one float scale in [`crate::Family::Grouped`] formats.
 pub const GROUP: usize = 32;
 
@@ -51,13 +54,15 @@ impl Default for Chunk {
     }
 }
 
-/// 256 activations of one column, quantized to -127..=127.
+/// 256 activations of one column, quantized to -127..=127: activation = scales[k/32] * steps[k/16] * code.
 #[repr(C, align(64))]
 #[derive(Clone)]
 pub struct ActChunk {
     /// One code per activation; zero past the end of the column.
     pub codes: [i8; CHUNK],
-    /// Sum of the codes of each 16.
+    /// Integer scale of each 16, from 1 to [`MAX_STEP`]; 1 for `Grouped` formats.
+    pub steps: [i16; CHUNK / SUB],
+    /// Sum of the codes of each 16, times its step.
     pub sums: [i16; CHUNK / SUB],
     /// Scale per 32; all eight are equal where the scale spans the chunk.
     pub scales: [f32; CHUNK / GROUP],
@@ -65,6 +70,11 @@ pub struct ActChunk {
 
 impl Default for ActChunk {
     fn default() -> Self {
-        Self { codes: [0; CHUNK], sums: [0; CHUNK / SUB], scales: [0.0; CHUNK / GROUP] }
+        Self {
+            codes: [0; CHUNK],
+            steps: [1; CHUNK / SUB],
+            sums: [0; CHUNK / SUB],
+            scales: [0.0; CHUNK / GROUP],
+        }
     }
 }

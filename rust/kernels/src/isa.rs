@@ -38,7 +38,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// The sum of the lanes in the one fixed order: `i + 8`, `i + 4`, `i + 2`, `i + 1`.
     fn sum(self, x: Self::F) -> f32;
 
-    /// `sum over s of scales[s] * (sum over its 16 of code * activation)`, exact modulo 2^32.
+    /// `sum over s of scales[s] * steps[s] * (sum over its 16 of code * activation)`, exact modulo 2^32.
     /// `SIGNED` says whether weight codes may be negative ([`crate::Format::SIGNED`]).
     fn dot<const SIGNED: bool>(self, w: &Chunk, a: &ActChunk) -> i32;
     /// `sum of code * activation` for each of the eight groups of 32, exact.

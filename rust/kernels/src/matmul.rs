@@ -5,7 +5,7 @@
 //! one f32 accumulator, chunks in ascending order,
 //!
 //! ```text
-//! Super     acc = fma(d * a, sum of scale * code * activation over 256, acc)      exact in i32
+//! Super     acc = fma(d * a, sum of scale * code * step * activation over 256, acc)      exact in i32
 //!           acc = fma(-(dmin * a), sum of min * activation sum, acc)              where there are minimums
 //! Grouped   acc = fma(d[g] * a[g], sum of code * activation over 32, acc)         for g ascending
 //! floats    see float.rs
@@ -13,7 +13,7 @@
 //!
 //! so threads, tiles, batch and instruction set cannot change it.
 
-use crate::chunk::{ActChunk, CHUNK, Chunk, GROUP, SUB};
+use crate::chunk::{ActChunk, CHUNK, Chunk, GROUP, MAX_STEP, SUB};
 use crate::dispatch::{Op, dispatch};
 use crate::error::{Error, expect_len};
 use crate::float::{self, Floats};
@@ -146,26 +146,32 @@ impl Op for Quantize<'_, '_> {
             let len = CHUNK.min(cols - chunk * CHUNK);
             let mut padded = [0.0; CHUNK];
             padded[..len].copy_from_slice(&x[column * cols + chunk * CHUNK..][..len]);
-            let span = match self.family {
-                Family::Super => CHUNK,
-                Family::Grouped => GROUP,
-            };
-            for (g, part) in padded.chunks_exact(span).enumerate() {
-                let first = g * span;
-                let scale = quantize_span(part, &mut out.codes[first..first + span]);
-                out.scales[first / GROUP..(first + span) / GROUP].fill(scale);
+            let max: [f32; CHUNK / GROUP] = std::array::from_fn(|g| magnitude(&padded[g * GROUP..][..GROUP]));
+            let chunk_max = max.iter().fold(0.0f32, |m, &x| if x > m || x.is_nan() { x } else { m });
+            for (g, part) in padded.chunks_exact(GROUP).enumerate() {
+                // Super: one float scale, and the smallest integer step whose range holds the group.
+                let (unit, step) = match self.family {
+                    Family::Grouped => (max[g], 1),
+                    Family::Super => {
+                        let steps = (max[g] / chunk_max * f32::from(MAX_STEP)).ceil();
+                        (chunk_max / f32::from(MAX_STEP), (steps as i16).clamp(1, MAX_STEP))
+                    }
+                };
+                let codes = &mut out.codes[g * GROUP..][..GROUP];
+                out.scales[g] = quantize_group(part, unit, unit * f32::from(step), codes);
+                out.steps[2 * g..2 * g + 2].fill(step);
             }
-            for (sum, codes) in out.sums.iter_mut().zip(out.codes.chunks_exact(SUB)) {
-                *sum = codes.iter().map(|&c| i16::from(c)).sum();
+            for s in 0..CHUNK / SUB {
+                let sum: i16 = out.codes[s * SUB..][..SUB].iter().map(|&c| i16::from(c)).sum();
+                out.sums[s] = sum * out.steps[s];
             }
         }
     }
 }
 
-/// Rounds one span to -127..=127 under one scale, to nearest even. A span holding a NaN or an
-/// infinity gets a NaN scale, so that it stays visible in the output.
+/// The largest magnitude; NaN where there is a NaN or an infinity, so that it stays visible in the output.
 #[inline(always)]
-fn quantize_span(x: &[f32], codes: &mut [i8]) -> f32 {
+fn magnitude(x: &[f32]) -> f32 {
     let mut lanes = [0.0f32; 16];
     let mut poison = [0.0f32; 16];
     for x in x.as_chunks::<16>().0 {
@@ -176,10 +182,16 @@ fn quantize_span(x: &[f32], codes: &mut [i8]) -> f32 {
         }
     }
     let max = lanes.iter().fold(0.0f32, |m, &x| if x > m { x } else { m });
-    let poison = poison.iter().fold(0.0f32, |a, &b| a + b);
-    if max == 0.0 || poison.is_nan() {
+    max + poison.iter().fold(0.0f32, |a, &b| a + b)
+}
+
+/// Rounds one group to -127..=127, to nearest even, so that 127 stands for `max`. Returns the scale
+/// of a code whose step is one: `unit / 127`.
+#[inline(always)]
+fn quantize_group(x: &[f32], unit: f32, max: f32, codes: &mut [i8]) -> f32 {
+    if max == 0.0 || max.is_nan() {
         codes.fill(0);
-        return if poison.is_nan() { f32::NAN } else { 0.0 };
+        return unit;
     }
     // The largest code is 127 up to rounding; a subnormal maximum would make the inverse infinite.
     let inverse = (127.0 / max).min(f32::MAX);
@@ -189,7 +201,7 @@ fn quantize_span(x: &[f32], codes: &mut [i8]) -> f32 {
         let rounded = (x * inverse + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
         *code = rounded.clamp(-127, 127) as i8;
     }
-    max / 127.0
+    unit / 127.0
 }
 
 /// One matrix times some columns; `out` is `[rows][columns]`.

@@ -105,9 +105,12 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn dot<const SIGNED: bool>(self, w: &Chunk, a: &ActChunk) -> i32 {
-        // SAFETY: see the head of the file; the scales are 16 i16, exactly one register.
+        // SAFETY: see the head of the file; scales and steps are 16 i16 each, exactly one register.
         unsafe {
-            let scales = _mm256_loadu_si256(w.scales.as_ptr().cast());
+            let scales = _mm256_mullo_epi16(
+                _mm256_loadu_si256(w.scales.as_ptr().cast()),
+                _mm256_loadu_si256(a.steps.as_ptr().cast()),
+            );
             // Both halves hold all sixteen scales' bytes of their own; a byte shuffle then spreads
             // scale 2u over the lower and 2u + 1 over the upper half.
             let low = _mm256_permute2x128_si256::<0x00>(scales, scales);

@@ -105,7 +105,10 @@ impl Isa for Avx512 {
     fn dot<const SIGNED: bool>(self, w: &Chunk, a: &ActChunk) -> i32 {
         // SAFETY: see the head of the file; the sixteen scales widen to one register.
         unsafe {
-            let scales = _mm512_cvtepi16_epi32(_mm256_loadu_si256(w.scales.as_ptr().cast()));
+            let scales = _mm512_cvtepi16_epi32(_mm256_mullo_epi16(
+                _mm256_loadu_si256(w.scales.as_ptr().cast()),
+                _mm256_loadu_si256(a.steps.as_ptr().cast()),
+            ));
             let mut sum = _mm512_setzero_si512();
             for quarter in 0..4 {
                 // Lanes 4s..4s+4 of a quarter belong to one sub-block of 16 weights.

@@ -52,7 +52,8 @@ impl Isa for Scalar {
     fn dot<const SIGNED: bool>(self, w: &Chunk, a: &ActChunk) -> i32 {
         let mut sum = 0i32;
         for (s, &scale) in w.scales.iter().enumerate() {
-            sum = sum.wrapping_add(i32::from(scale).wrapping_mul(dot_range(w, a, s * SUB, SUB)));
+            let scale = i32::from(scale) * i32::from(a.steps[s]);
+            sum = sum.wrapping_add(scale.wrapping_mul(dot_range(w, a, s * SUB, SUB)));
         }
         sum
     }
