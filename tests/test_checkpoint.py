@@ -115,7 +115,7 @@ def test_yarn_and_v2(fresh: Path) -> None:
         "original_max_position_embeddings": 4096,
         "beta_fast": 32,
         "beta_slow": 1,
-        "mscale": 1.0,
+        "mscale": 0.707,
         "mscale_all_dim": 0.707,
     }
     config = CONFIG | {

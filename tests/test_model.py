@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,22 @@ def test_ids_past_the_vocabulary_are_never_generated(source_model):
     model = kizami.engine.Model(source_model.source, source_model._architecture, Shorter(), activations="f32")
     ids = list(model.stream_ids([5, 6, 7], max_tokens=8))
     assert ids and max(ids) < 64
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_computes(source_model):
+    ids = sample_ids(source_model, 64)
+    expected = source_model.logits(ids)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(expected, source_model.logits(ids)) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_tiny_temperature_is_greedy():
+    logits = np.array([1.0, 3.0, 2.0], np.float32)
+    assert kizami.sample.nucleus(1e-310, 0.9, seed=1)(logits) == 1
 
 
 def test_a_foreign_cache_is_refused(source_model):

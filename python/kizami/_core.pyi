@@ -414,6 +414,9 @@ class Head:
 
 # -- the process -------------------------------------------------------------------------------------------
 
+def after_fork() -> None:
+    """Forgets the parent's threads; registered with ``os.register_at_fork``."""
+
 def set_threads(n: int) -> None:
     """Computes with `n` threads from now on, in the whole process.
 

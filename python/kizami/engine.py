@@ -24,6 +24,9 @@ from kizami.models import Architecture, build
 # Tokens of one step: enough for every expert to see some, few enough to stay in cache.
 PREFILL = 512
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_core.after_fork)
+
 
 @dataclass
 class Timings:
@@ -91,8 +94,8 @@ class Model:
         text = template.render(
             tok.chat_template,
             messages,
-            bos_token=tok.token(tok.bos),
-            eos_token=tok.token(tok.eos),
+            bos_token="" if tok.bos is None else tok.token(tok.bos),
+            eos_token="" if tok.eos is None else tok.token(tok.eos),
             add_generation_prompt=True,
         )
         # The template writes the begin-of-sentence token itself.
@@ -135,7 +138,8 @@ class Model:
                     "the weights are damaged"
                 )
             token = sampler(row)
-            timings.generated_tokens = produced + 1
+            # The first token came from the prompt's own pass; the rate is that of the passes since.
+            timings.generated_tokens = produced
             timings.generated_s = time.perf_counter() - start
             if token in self.tokenizer.eog:
                 return

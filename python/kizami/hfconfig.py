@@ -284,5 +284,9 @@ def architecture_metadata(config: Config) -> TypedMetadata:
     if config.scaling is not None:
         # llama.cpp stores a tenth of mscale_all_dim for this architecture and multiplies it back on load.
         mscale = config.scaling.maybe_number("mscale_all_dim", 0.0, 1e6)
+        other = config.scaling.maybe_number("mscale", 0.0, 1e6)
+        if mscale is not None and other is not None and mscale != other:
+            # The file has no place for the second number: readers take the two as equal.
+            raise config.scaling.fail("mscale", f"the value of mscale_all_dim ({mscale:g})")
         add("rope.scaling.yarn_log_multiplier", "f32", None if mscale is None else 0.1 * mscale)
     return keys

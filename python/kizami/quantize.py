@@ -89,6 +89,8 @@ def write(
         FormatError: a weight is not finite, or the imatrix does not fit a tensor.
         InputOutputError: the file cannot be written.
     """
+    if imatrix is not None and not any(t.name in imatrix.entries for t in plan.tensors):
+        raise FormatError("imatrix: found no entry for any tensor of the model, expected one of this model")
     types = {t.name: t.type for t in plan.tensors}
     layout = [(t.name, t.type, t.shape) for t in plan.tensors]
     writer = _core.GgufWriter(os.fspath(out), output_metadata(source, types, imatrix), layout)

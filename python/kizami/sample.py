@@ -35,8 +35,9 @@ def nucleus(temperature: float = 1.0, top_p: float = 1.0, seed: int | None = Non
 
     def sample(logits: np.ndarray) -> int:
         order = np.argsort(-logits, kind="stable")
-        scaled = logits[order].astype(np.float64) / temperature
-        p = np.exp(scaled - scaled[0])
+        ranked = logits[order].astype(np.float64)
+        with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to minus infinity
+            p = np.exp((ranked - ranked[0]) / temperature)
         p /= p.sum()
         before = np.cumsum(p) - p
         kept = int(np.count_nonzero(before < top_p))

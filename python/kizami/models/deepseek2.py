@@ -35,6 +35,16 @@ class Yarn:
         """Factor on queries and keys that keeps attention sharp over the longer context."""
         return 0.1 * self.mscale_all_dim * math.log(self.factor) + 1.0
 
+    @property
+    def magnitude(self) -> float:
+        """Factor on cosine and sine: 1 where mscale_all_dim has taken its place, as in DeepSeek's models."""
+        return 1.0 if self.mscale_all_dim else 0.1 * math.log(self.factor) + 1.0
+
+    @property
+    def constants(self) -> tuple[float, float, float, float, float]:
+        """What the rotation table is made from."""
+        return self.factor, self.original_context, self.beta_fast, self.beta_slow, self.magnitude
+
 
 @dataclass(frozen=True)
 class Config:
@@ -83,7 +93,12 @@ class Config:
                 original_context=read.int("rope.scaling.original_context_length", 1, 2**31),
                 # The converter stores a tenth of it; the factor ten is taken off again here.
                 mscale_all_dim=read.float("rope.scaling.yarn_log_multiplier", 0.0, 10.0, default=0.0) * 10.0,
+                beta_fast=read.float("rope.scaling.yarn_beta_fast", 1e-3, 1e6, default=32.0),
+                beta_slow=read.float("rope.scaling.yarn_beta_slow", 1e-3, 1e6, default=1.0),
             )
+            for key in ("yarn_ext_factor", "yarn_attn_factor"):
+                if (value := read.float(f"rope.scaling.{key}", -1e6, 1e6, default=1.0)) != 1.0:
+                    raise FormatError(f"{origin}: deepseek2.rope.scaling.{key}: found {value:g}, expected 1")
         n_expert = read.int("expert_count", 0, 65_536, default=0)
         # Files from before the key existed are DeepSeek-V2's, which used softmax.
         gating = read.int("expert_gating_func", 0, 2, default=0)
@@ -140,10 +155,7 @@ class Layer:
             scale=softmax_scale,
             rope_dims=c.rope_dims,
             rope_base=c.rope_base,
-            # DeepSeek sets mscale equal to mscale_all_dim: cosine and sine keep magnitude one.
-            yarn=(c.yarn.factor, c.yarn.original_context, c.yarn.beta_fast, c.yarn.beta_slow, 1.0)
-            if c.yarn
-            else None,
+            yarn=c.yarn.constants if c.yarn else None,
         )
 
         def network(suffix: str) -> list[_core.Tensor]:
@@ -269,6 +281,12 @@ def check_shapes(config: Config, tensors: Mapping[str, _core.Tensor], origin: st
 
     n_ff_exp = rows(f"blk.{config.n_dense}.ffn_gate_exps.weight")
     shapes = expected_shapes(config, rows("token_embd.weight"), rows("blk.0.ffn_gate.weight"), n_ff_exp)
+    # These may be absent; where they are not, they must fit.
+    optional = {"output.weight": shapes["token_embd.weight"]}
+    optional |= {
+        f"blk.{i}.exp_probs_b.bias": (config.n_expert,) for i in range(config.n_dense, config.n_layer)
+    }
+    shapes |= {name: shape for name, shape in optional.items() if name in tensors}
     for name, shape in shapes.items():
         if name not in tensors:
             raise FormatError(f"{origin}: tensor {name}: missing, expected shape {list(shape)}")

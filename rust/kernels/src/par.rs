@@ -7,13 +7,9 @@ use std::sync::{Arc, RwLock};
 
 static POOL: RwLock<Option<Arc<ThreadPool>>> = RwLock::new(None);
 
-fn build(threads: usize) -> Arc<ThreadPool> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|i| format!("kizami-{i}"))
-        .build()
-        .expect("the operating system starts worker threads");
-    Arc::new(pool)
+fn build(threads: usize) -> Option<Arc<ThreadPool>> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("kizami-{i}"));
+    pool.build().ok().map(Arc::new)
 }
 
 fn pool() -> Arc<ThreadPool> {
@@ -21,7 +17,9 @@ fn pool() -> Arc<ThreadPool> {
         return pool.clone();
     }
     let mut slot = POOL.write().expect("no holder panics");
-    slot.get_or_insert_with(|| build(default_threads())).clone()
+    // Where the system refuses that many, one will do; where it refuses one, nothing can run.
+    let make = || build(default_threads()).or_else(|| build(1)).expect("the system starts one thread");
+    slot.get_or_insert_with(make).clone()
 }
 
 /// Threads used when nobody asks: the logical cores this process may use.
@@ -29,9 +27,17 @@ pub fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
-/// Uses `threads` threads (at least one) from the next call on.
-pub fn set_threads(threads: usize) {
-    *POOL.write().expect("no holder panics") = Some(build(threads.max(1)));
+/// Uses `threads` threads (at least one) from the next call on; false, and no change, where the
+/// operating system refuses to start them.
+pub fn set_threads(threads: usize) -> bool {
+    let Some(pool) = build(threads.max(1)) else { return false };
+    *POOL.write().expect("no holder panics") = Some(pool);
+    true
+}
+
+/// Forgets the pool: threads do not survive a fork, so the child starts its own.
+pub fn after_fork() {
+    std::mem::forget(POOL.write().expect("no holder panics").take());
 }
 
 /// Threads in use.

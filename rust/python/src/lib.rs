@@ -20,8 +20,17 @@ fn set_threads(n: usize) -> PyResult<()> {
     if n == 0 || n > 4096 {
         return Err(error::usage(format!("threads: found {n}, expected 1 to 4096")));
     }
-    kernels::par::set_threads(n);
-    Ok(())
+    if kernels::par::set_threads(n) {
+        Ok(())
+    } else {
+        Err(error::usage(format!("threads: the system refuses to start {n}")))
+    }
+}
+
+/// Forgets the threads of the parent process.
+#[pyfunction]
+fn after_fork() {
+    kernels::par::after_fork();
 }
 
 /// Threads in use.
@@ -65,5 +74,5 @@ mod _core {
     #[pymodule_export]
     use super::tensor::Tensor;
     #[pymodule_export]
-    use super::{isa, isa_available, set_isa, set_threads, threads};
+    use super::{after_fork, isa, isa_available, set_isa, set_threads, threads};
 }
