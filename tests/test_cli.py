@@ -284,7 +284,10 @@ def test_a_closed_pipe_is_quiet(q4k):
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_ended_job_leaves_nothing_behind(tmp_path, sent, code):
     out = tmp_path / "out.gguf"
-    args = [*KIZAMI, "quantize", SOURCE, out, "--type", "IQ1_S", "--threads", "1"]
+    # A shell's background jobs ignore SIGINT, and so would the child of a test run as one.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = [sys.executable, "-c", f"{heed}; from kizami.cli import main; main()"]
+    args = [*program, "quantize", SOURCE, out, "--type", "IQ1_S", "--threads", "1"]
     # Without vector instructions the job is certainly still running when the signal comes.
     slow = os.environ | {"KIZAMI_ISA": "scalar"}
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
