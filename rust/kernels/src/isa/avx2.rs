@@ -32,6 +32,8 @@ pub(crate) fn enter<O: Op>(isa: Avx2, op: O) -> O::Out {
 }
 
 /// Sum of eight i32 lanes.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
 #[inline(always)]
 pub(super) unsafe fn sum_i32(x: __m256i) -> i32 {
     // SAFETY: register operations only; AVX2 by the caller's token.
@@ -45,6 +47,8 @@ pub(super) unsafe fn sum_i32(x: __m256i) -> i32 {
 
 /// Pair sums of 32 code products as sixteen i16. They cannot saturate: activations stay within
 /// +-127, so a pair is at most 2 * 128 * 127 = 32512.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
 #[inline(always)]
 unsafe fn pairs<const SIGNED: bool>(w: __m256i, a: __m256i) -> __m256i {
     // SAFETY: register operations only; AVX2 by the caller's token.
@@ -58,6 +62,8 @@ unsafe fn pairs<const SIGNED: bool>(w: __m256i, a: __m256i) -> __m256i {
     }
 }
 
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
 #[inline(always)]
 unsafe fn load_unit(codes: &[i8; CHUNK], unit: usize) -> __m256i {
     let unit: &[i8; GROUP] = codes[unit * GROUP..][..GROUP].try_into().expect("eight units of 32");
@@ -219,6 +225,8 @@ impl Isa for Avx2 {
 }
 
 /// Lane sums of eight registers, in order: a tree of pairwise adds.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
 #[inline(always)]
 pub(super) unsafe fn sum_each(x: [__m256i; 8]) -> [i32; 8] {
     let mut out = [0i32; 8];
@@ -234,6 +242,8 @@ pub(super) unsafe fn sum_each(x: [__m256i; 8]) -> [i32; 8] {
 }
 
 /// Sum of eight f32 lanes in the order `i + 4`, `i + 2`, `i + 1`.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
 #[inline(always)]
 pub(super) unsafe fn sum_f32(x: __m256) -> f32 {
     // SAFETY: register operations only; AVX2 by the caller's token.

@@ -45,6 +45,8 @@ pub(crate) fn enter<O: Op>(isa: Avx512, op: O) -> O::Out {
 }
 
 /// The 64 codes of one quarter of a chunk.
+/// # Safety
+/// The CPU must have the features of [`enter`]: the caller holds the level's token.
 #[inline(always)]
 unsafe fn load_quarter(codes: &[i8; CHUNK], quarter: usize) -> __m512i {
     let quarter: &[i8; 64] = codes[quarter * 64..][..64].try_into().expect("four quarters of 64");
@@ -54,6 +56,8 @@ unsafe fn load_quarter(codes: &[i8; CHUNK], quarter: usize) -> __m512i {
 
 /// Sixteen sums of four products. Signed codes are shifted up by 128, because the instruction
 /// wants one unsigned operand; the caller takes `128 * activation sum` off again.
+/// # Safety
+/// The CPU must have the features of [`enter`]: the caller holds the level's token.
 #[inline(always)]
 unsafe fn quads<const SIGNED: bool>(w: &Chunk, a: &ActChunk, quarter: usize) -> __m512i {
     // SAFETY: register operations only; VNNI by the caller's token.
