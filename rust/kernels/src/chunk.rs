@@ -1,56 +1,57 @@
-//! The contract between formats, which fill a [`Chunk`], and drivers, which consume it.
+//! The contract between formats, which decode [`Weights`], and drivers, which multiply them.
 //!
 //! A chunk is 256 weights of one row: one K-quant block, or eight blocks of 32. Whatever a format
-//! looks like in memory, its decoder leaves the same picture here:
+//! looks like in memory, its decoder returns the same picture:
 //!
 //! ```text
-//! codes    256 x i8      0..=127 where Format::SIGNED is false, else -128..=127
-//! Family::Super    weight = d * (scales[k/16] * code) - dmin * mins[k/16]
-//! Family::Grouped  weight = group_d[k/32] * code
+//! codes    256 x u8, in row order; the code proper is the byte minus Format::OFFSET
+//! Family::Super    weight = d * (scales[k/16] * code) - dmin * mins[k/16]      bytes at most 127
+//! Family::Grouped  weight = group_d[k/32] * code                               bytes up to 255
 //! ```
 //!
-//! Integer sub-scales are given per 16 weights; a format with one scale per 32 writes it twice.
-//! The products stay exact in i32 over the whole chunk, which is what makes every instruction
-//! set return the same bits (`docs/kernels.md`).
+//! Bytes are unsigned because the dot-product instructions of x86 want one unsigned operand; the
+//! offset comes off again through the activations' sums, exactly. Integer sub-scales are given per 16
+//! weights; a format with one scale per 32 writes it twice. The products stay exact in i32 over the whole
+//! chunk, which is what makes every instruction set return the same bits (`docs/kernels.md`).
+
+use crate::isa::Isa;
 
 /// Weights in a chunk.
 pub const CHUNK: usize = 256;
 /// Weights that share one integer scale in the widest view.
 pub const SUB: usize = 16;
+/// Weights that share one float scale in [`crate::Family::Grouped`] formats.
+pub const GROUP: usize = 32;
 /// Largest integer scale of activations. The worst format (Q6_K: scale 128, code 32) then stays
 /// within an i32: 128 * 8 * 32 * 127 * 256 < 2^31.
 pub const MAX_STEP: i16 = 8;
-/// Weights that share one float scale in [`crate::Family::Grouped`] formats.
-pub const GROUP: usize = 32;
+/// What signed codes of [`crate::Family::Super`] formats are shifted up by: they lie in -64..=63.
+pub const SUPER_OFFSET: u8 = 64;
+/// What the codes of [`crate::Family::Grouped`] formats are shifted up by.
+pub const GROUPED_OFFSET: u8 = 128;
 
-/// 256 decoded weights of one row.
-#[repr(C, align(64))]
-#[derive(Clone)]
-pub struct Chunk {
-    /// One code per weight, in row order.
-    pub codes: [i8; CHUNK],
+/// 256 decoded weights of one row; the codes are in registers where those suffice.
+#[derive(Clone, Copy)]
+pub struct Weights<I: Isa> {
+    /// One byte per weight, in row order.
+    pub codes: [I::Q; 4],
     /// Integer scale per 16 weights. `Super` only.
     pub scales: [i16; CHUNK / SUB],
     /// Integer minimum per 16 weights. `Super` with `HAS_MIN` only.
     pub mins: [i16; CHUNK / SUB],
-    /// Float scale per 32 weights. `Grouped` only; zero for groups past the end of the row.
+    /// Float scale per 32 weights. `Grouped` only.
     pub group_d: [f32; CHUNK / GROUP],
-    /// Scale of the chunk. `Super` only.
-    pub d: f32,
-    /// Scale of the minimums. `Super` with `HAS_MIN` only.
-    pub dmin: f32,
+    /// Scale of the chunk, an f16 as bits, still without the format's `D_FACTOR`. `Super` only.
+    pub d: u16,
+    /// Scale of the minimums, as `d`. `Super` with `HAS_MIN` only.
+    pub dmin: u16,
 }
 
-impl Default for Chunk {
-    fn default() -> Self {
-        Self {
-            codes: [0; CHUNK],
-            scales: [0; CHUNK / SUB],
-            mins: [0; CHUNK / SUB],
-            group_d: [0.0; CHUNK / GROUP],
-            d: 0.0,
-            dmin: 0.0,
-        }
+impl<I: Isa> Weights<I> {
+    /// These codes, and everything else zero.
+    #[inline(always)]
+    pub fn of(codes: [I::Q; 4]) -> Self {
+        Self { codes, scales: [0; 16], mins: [0; 16], group_d: [0.0; 8], d: 0, dmin: 0 }
     }
 }
 
@@ -60,6 +61,11 @@ impl Default for Chunk {
 pub struct ActChunk {
     /// One code per activation; zero past the end of the column.
     pub codes: [i8; CHUNK],
+    /// The weights' offset times the sum of the codes of each 16, negated: what a dot product with
+    /// shifted weights starts from.
+    pub starts: [i32; CHUNK / SUB],
+    /// The same per 32.
+    pub starts32: [i32; CHUNK / GROUP],
     /// Integer scale of each 16, from 1 to [`MAX_STEP`]; 1 for `Grouped` formats.
     pub steps: [i16; CHUNK / SUB],
     /// Sum of the codes of each 16, times its step.
@@ -72,6 +78,8 @@ impl Default for ActChunk {
     fn default() -> Self {
         Self {
             codes: [0; CHUNK],
+            starts: [0; CHUNK / SUB],
+            starts32: [0; CHUNK / GROUP],
             steps: [1; CHUNK / SUB],
             sums: [0; CHUNK / SUB],
             scales: [0.0; CHUNK / GROUP],

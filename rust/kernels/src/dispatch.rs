@@ -57,6 +57,9 @@ levels! {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: as above.
     Avx512 "avx512", avx512::detected(), |op| unsafe { avx512::enter(avx512::Avx512::new_unchecked(), op) };
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    Avx512Vbmi "avx512vbmi", avx512::detected_vbmi(), |op| unsafe { avx512::enter_vbmi(avx512::Avx512::new_unchecked(), op) };
 }
 
 impl Level {

@@ -4,7 +4,8 @@
 //! The value of a dot product: sixteen lanes, lane `i` fused-multiply-adding elements `i`, `i + 16`,
 //! ... in ascending order, then the lanes summed in the order of [`Isa::sum`]. Rows are padded with zeros.
 
-use crate::chunk::{CHUNK, Chunk, GROUP, SUB};
+use crate::chunk::{CHUNK, GROUPED_OFFSET, SUB, SUPER_OFFSET};
+use crate::convert::f16_to_f32;
 use crate::format::with_format;
 use crate::format::{Family, FloatFormat, Format};
 use crate::isa::{Isa, LANES};
@@ -43,48 +44,33 @@ fn decode_floats<F: FloatFormat>(w: &Matrix<'_>, row: usize, chunk: usize, out: 
     }
 }
 
-/// Decodes chunk `chunk` of row `row` to integer codes and scales.
-#[inline(always)]
-pub(crate) fn decode_codes<I: Isa, F: Format>(
-    isa: I,
-    w: &Matrix<'_>,
-    row: usize,
-    chunk: usize,
-    out: &mut Chunk,
-) {
-    let (bytes, len) = w.chunk(row, chunk);
-    if len < CHUNK {
-        *out = Chunk::default();
-    }
-    F::decode(isa, bytemuck::cast_slice(bytes), out);
-}
-
 #[inline(always)]
 fn decode_blocks<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats) {
-    let mut c = Chunk::default();
-    decode_codes::<I, F>(isa, w, row, chunk, &mut c);
-    match F::FAMILY {
-        Family::Grouped => {
-            for (g, (out, codes)) in
-                out.0.chunks_exact_mut(GROUP).zip(c.codes.chunks_exact(GROUP)).enumerate()
-            {
-                for (out, &code) in out.iter_mut().zip(codes) {
-                    *out = c.group_d[g] * f32::from(code);
-                }
-            }
-        }
-        Family::Super => {
-            for (s, (out, codes)) in out.0.chunks_exact_mut(SUB).zip(c.codes.chunks_exact(SUB)).enumerate() {
-                // Exact: an f16 times an integer below 2^13. What is rounded is the product with the code.
-                let scale = c.d * f32::from(c.scales[s]);
-                let min = if F::HAS_MIN { c.dmin * f32::from(c.mins[s]) } else { 0.0 };
-                for (out, &code) in out.iter_mut().zip(codes) {
-                    let value = scale * f32::from(code);
-                    *out = if F::HAS_MIN { value - min } else { value };
-                }
-            }
+    let weights = w.decode::<I, F>(isa, row, chunk);
+    let offset = match F::FAMILY {
+        Family::Grouped => f32::from(GROUPED_OFFSET),
+        Family::Super => f32::from(if F::SIGNED { SUPER_OFFSET } else { 0 }),
+    };
+    let (d, dmin) = (f16_to_f32(weights.d) * F::D_FACTOR, f16_to_f32(weights.dmin));
+    let mut codes = [[0; 64]; 4];
+    for q in 0..4 {
+        isa.put(weights.codes[q], &mut codes[q]);
+    }
+    let codes: &[u8; CHUNK] = bytemuck::cast_ref(&codes);
+    for s in 0..CHUNK / SUB {
+        let (codes, out) = (&codes[s * SUB..][..SUB], &mut out.0[s * SUB..][..SUB]);
+        let (scale, min) = match F::FAMILY {
+            Family::Grouped => (weights.group_d[s / 2], 0.0),
+            // Exact: an f16 times an integer below 2^13. What is rounded is the product with the code.
+            Family::Super => (d * f32::from(weights.scales[s]), dmin * f32::from(weights.mins[s])),
+        };
+        for i in 0..SUB {
+            let value = scale * (f32::from(codes[i]) - offset);
+            out[i] = if F::HAS_MIN { value - min } else { value };
         }
     }
+    let len = CHUNK.min(w.cols() - chunk * CHUNK);
+    out.0[len..].fill(0.0);
 }
 
 /// Adds the products of a tile of `R` rows and `C` columns; accumulators stay in registers.
@@ -125,7 +111,7 @@ const ROWS: usize = 4;
 /// Columns whose accumulators are kept between chunks.
 const COLUMNS: usize = 128;
 
-/// `out[(row - start) * n + column] = dot(w[row], x[column])` for `out.len() / n` rows from `start`.
+/// `dot(w[row], x[column])` for `out.len() / n` rows from `start`; for `out` see [`crate::matmul::Job`].
 /// `x` holds columns of `chunks * 256` floats, zero padded; `pick` maps the `n` wanted ones into it.
 #[inline(always)]
 pub(crate) fn matmul_rows<I: Isa>(
@@ -168,9 +154,12 @@ pub(crate) fn matmul_rows<I: Isa>(
                     c += 1;
                 }
             }
+            let panel = first / LANES * LANES;
+            let count = LANES.min(n_rows - panel);
             for c in 0..c_n {
                 for r in 0..r_n {
-                    out[(first + r) * n + c0 + c] = isa.sum(isa.load(&acc[c][r]));
+                    let at = panel * n + (c0 + c) * count + first - panel + r;
+                    out[at] = isa.sum(isa.load(&acc[c][r]));
                 }
             }
         }

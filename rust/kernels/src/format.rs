@@ -3,7 +3,7 @@
 //! Everything that needs a name, an id, a block size or the list of formats derives it from
 //! [`formats!`] below; a new format is one file in `formats/` and one line here.
 
-use crate::chunk::Chunk;
+use crate::chunk::{CHUNK, Weights};
 use crate::isa::Isa;
 use bytemuck::Pod;
 
@@ -20,19 +20,24 @@ pub enum Family {
 pub trait Format: Copy + Send + Sync + 'static {
     /// The block as it lies in the file; alignment 1, size asserted in the format's file.
     type Block: Pod;
-    /// Weights per block: 256 or 32.
-    const BLOCK: usize;
+    /// The blocks of 256 weights: one, or an array of eight.
+    type Chunk: Pod;
     /// How codes are scaled.
     const FAMILY: Family;
-    /// Whether codes may be negative. Unsigned codes stay at or below 127.
-    const SIGNED: bool;
-    /// Whether [`Chunk::mins`] is in use.
+    /// Whether `Super` codes may be negative and are shifted by [`crate::chunk::SUPER_OFFSET`]. Those of
+    /// `Grouped` always are, by [`crate::chunk::GROUPED_OFFSET`].
+    const SIGNED: bool = false;
+    /// Whether [`Weights::mins`] is in use.
     const HAS_MIN: bool = false;
+    /// What the stored scale of a chunk is multiplied by, a power of two. `Super` only.
+    const D_FACTOR: f32 = 1.0;
+    /// Weights that share one integer scale: 16 or 32. `Super` only.
+    const SUB: usize = 32;
+    /// Weights per block.
+    const BLOCK: usize = CHUNK / (size_of::<Self::Chunk>() / size_of::<Self::Block>());
 
-    /// Decodes the blocks of one chunk: one block of 256, or up to eight blocks of 32. With fewer
-    /// than eight the rest of `out` keeps zero codes and zero `group_d` (the driver clears it).
-    /// Must be `#[inline(always)]`: it runs inside the per-ISA entry of the driver.
-    fn decode<I: Isa>(isa: I, blocks: &[Self::Block], out: &mut Chunk);
+    /// Decodes 256 weights. Must be `#[inline(always)]`: it runs inside the per-ISA entry of the driver.
+    fn decode<I: Isa>(isa: I, chunk: &Self::Chunk) -> Weights<I>;
 }
 
 /// A format whose weights are plain floats, decoded to f32 exactly.

@@ -21,12 +21,6 @@ pub use q4_k::Q4K;
 pub use q6_k::Q6K;
 pub use q8_0::Q8_0;
 
-/// An f16 stored as two little-endian bytes.
-#[inline(always)]
-pub(crate) fn half_at(bytes: [u8; 2]) -> f32 {
-    f16_to_f32(u16::from_le_bytes(bytes))
-}
-
 macro_rules! float_formats {
     ($($name:ident $block:ty, $value:expr, $doc:literal;)*) => {$(
         #[doc = $doc]

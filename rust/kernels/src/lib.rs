@@ -6,17 +6,20 @@
 #![deny(unsafe_code)]
 
 pub mod chunk;
+mod columns;
 pub mod convert;
 pub mod dispatch;
 pub mod error;
 pub mod float;
 pub mod format;
 pub mod formats;
+mod gemv;
 pub mod isa;
 pub mod math;
 pub mod matmul;
 pub mod matrix;
 pub mod ops;
+mod panel;
 pub mod par;
 
 pub use dispatch::{Level, dispatch, level, levels, set_level};

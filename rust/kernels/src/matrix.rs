@@ -1,8 +1,10 @@
 //! Weights as the drivers see them: a format, a shape and borrowed bytes, checked once.
 
-use crate::chunk::CHUNK;
+use crate::chunk::{CHUNK, Weights};
 use crate::error::{Error, expect_len};
-use crate::format::Type;
+use crate::format::{Format, Type};
+use crate::isa::{Isa, LANES};
+use bytemuck::Zeroable;
 
 /// Side of the square of weights that share one FP8 block scale.
 pub const SCALE_BLOCK: usize = 128;
@@ -65,6 +67,23 @@ impl<'a> Matrix<'a> {
         let row = row * (self.cols / block * bytes);
         let start = row + start / block * bytes;
         (&self.data[start..start + len / block * bytes], len)
+    }
+
+    /// Decodes chunk `chunk` of row `row`, and asks for the same chunk sixteen rows further on: that
+    /// is where drivers go next. Past the end of a short row the scales are zero.
+    #[inline(always)]
+    pub(crate) fn decode<I: Isa, F: Format>(&self, isa: I, row: usize, chunk: usize) -> Weights<I> {
+        let (bytes, len) = self.chunk(row, chunk);
+        let ahead = LANES * (self.cols / F::BLOCK * size_of::<F::Block>());
+        for line in 0..size_of::<F::Chunk>().div_ceil(64) {
+            isa.prefetch(bytes, ahead + 64 * line);
+        }
+        if len == CHUNK {
+            return F::decode(isa, bytemuck::from_bytes(bytes));
+        }
+        let mut padded = F::Chunk::zeroed();
+        bytemuck::bytes_of_mut(&mut padded)[..bytes.len()].copy_from_slice(bytes);
+        F::decode(isa, &padded)
     }
 
     /// The FP8 block scales along `row`; empty for other formats.

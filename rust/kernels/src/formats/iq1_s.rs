@@ -11,8 +11,8 @@
 //! weight = d / 8 * ((2 s + 1) * code)         code = 8 * GRID value + 1, or - 1 where the shift is down
 //! ```
 
-use super::{grids, half_at};
-use crate::chunk::Chunk;
+use super::grids;
+use crate::chunk::Weights;
 use crate::format::{Family, Format};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -33,12 +33,8 @@ pub struct BlockIq1S {
 }
 const _: () = assert!(size_of::<BlockIq1S>() == 50 && align_of::<BlockIq1S>() == 1);
 
-/// The codebook as decoding wants it: `8 * value` with the top bit flipped, so that one can be added
-/// or taken in each of eight bytes at once without a carry.
-static SHIFTABLE: [[i8; 8]; 2048] = grids::unpack(&grids::IQ1_S, &[-8 ^ i8::MIN, i8::MIN, 8 ^ i8::MIN], 2);
-
-/// A one in each of eight bytes.
-const BYTES: u64 = 0x0101_0101_0101_0101;
+/// The codebook as decoding wants it: `8 * value`, shifted.
+static SHIFTED: [[u8; 8]; 2048] = grids::shift(&grids::unpack(&grids::IQ1_S, &[-8, 0, 8], 2));
 
 /// Marker of the format.
 #[derive(Debug, Clone, Copy)]
@@ -46,27 +42,38 @@ pub struct Iq1S;
 
 impl Format for Iq1S {
     type Block = BlockIq1S;
-    const BLOCK: usize = 256;
+    type Chunk = BlockIq1S;
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
+    const D_FACTOR: f32 = 0.125;
 
     #[inline(always)]
-    fn decode<I: Isa>(_: I, blocks: &[BlockIq1S], out: &mut Chunk) {
-        let b = &blocks[0];
-        out.d = half_at(b.d) * 0.125;
-        let (low, high) = (b.qs.as_chunks::<4>().0, b.qh.as_chunks::<2>().0);
-        let units = out.codes.as_chunks_mut::<8>().0;
+    fn decode<I: Isa>(isa: I, b: &BlockIq1S) -> Weights<I> {
+        let words: [u16; 8] = bytemuck::cast(b.qh);
+        let (mut scales, mut shifts) = ([0; 16], [0; 8]);
         for g in 0..8 {
-            let word = u16::from_le_bytes(high[g]);
-            let scale = (word >> 12 & 7) as i16 * 2 + 1;
-            (out.scales[2 * g], out.scales[2 * g + 1]) = (scale, scale);
-            // Plus or minus one in each byte.
-            let shift = if word >> 15 == 0 { BYTES } else { BYTES.wrapping_neg() };
-            for j in 0..4 {
-                let entry = usize::from(low[g][j]) | usize::from(word >> (3 * j) & 7) << 8;
-                let eightfold: u64 = bytemuck::cast(SHIFTABLE[entry]);
-                units[4 * g + j] = bytemuck::cast(eightfold.wrapping_add(shift) ^ (0x80 * BYTES));
-            }
+            // Plus or minus one in the lower byte.
+            shifts[g] = (u16::from_le(words[g]) as i16 >> 15) as u16 | 1;
         }
+        for s in 0..16 {
+            scales[s] = (u16::from_le(words[s / 2]) >> 11 & 14 | 1) as i16;
+        }
+        let shifts: [u8; 16] = bytemuck::cast(shifts.map(u16::to_le));
+        let mut codes = isa.grid(&SHIFTED, &b.qs, &b.qh);
+        for q in 0..4 {
+            codes[q] = isa.add(codes[q], isa.lookup16(&shifts, isa.bytes(&GROUP_OF[q])));
+        }
+        Weights { d: u16::from_le_bytes(b.d), scales, ..Weights::of(codes) }
     }
 }
+
+/// For each code of a quarter, where the shift of its group is.
+static GROUP_OF: [[u8; 64]; 4] = {
+    let mut out = [[0; 64]; 4];
+    let mut i = 0;
+    while i < 256 {
+        out[i / 64][i % 64] = 2 * (i / 32) as u8;
+        i += 1;
+    }
+    out
+};

@@ -11,8 +11,8 @@
 //! weight = d / 8 * ((2 s + 1) * code)               code = signed magnitude
 //! ```
 
-use super::{grids, half_at};
-use crate::chunk::Chunk;
+use super::grids;
+use crate::chunk::{SUPER_OFFSET, Weights};
 use crate::format::{Family, Format};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -36,29 +36,89 @@ pub struct BlockIq2Xxs {
 }
 const _: () = assert!(size_of::<BlockIq2Xxs>() == 66 && align_of::<BlockIq2Xxs>() == 1);
 
+/// The codebook as decoding wants it.
+static SHIFTED: [[u8; 8]; 256] = grids::shift(&GRID);
+
+/// The codebook once more, two bits per level number: the lower and the upper four of each entry.
+static PACKED: [[u8; 256]; 2] = grids::split(&grids::IQ2_XXS);
+
+/// Level numbers to shifted magnitudes, whatever the upper four index bits are.
+static LEVELS: [u8; 64] = grids::repeat(&MAGNITUDES);
+
+/// Where the entries of each quarter are, two bytes in every word.
+static ENTRIES: [[u8; 64]; 4] = {
+    let mut out = [[0; 64]; 4];
+    let mut i = 0;
+    while i < 32 {
+        let at = (8 * (i / 4) + i % 4) as u8;
+        out[i / 8][8 * (i % 8)] = at;
+        out[i / 8][8 * (i % 8) + 1] = 64 + at;
+        i += 1;
+    }
+    out
+};
+
+/// Where the sign numbers and scales are: the upper half of each group.
+static SIGN_WORDS: [u8; 64] = {
+    let mut out = [0; 64];
+    let mut i = 0;
+    while i < 32 {
+        out[i] = (8 * (i / 4) + 4 + i % 4) as u8;
+        i += 1;
+    }
+    out
+};
+
+/// Where the scales are: the last byte of each group, its upper half.
+static SCALES: [u8; 8] = [7, 15, 23, 31, 39, 47, 55, 63];
+
 /// Marker of the format.
 #[derive(Debug, Clone, Copy)]
 pub struct Iq2Xxs;
 
 impl Format for Iq2Xxs {
     type Block = BlockIq2Xxs;
-    const BLOCK: usize = 256;
+    type Chunk = BlockIq2Xxs;
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
+    const D_FACTOR: f32 = 0.125;
 
     #[inline(always)]
-    fn decode<I: Isa>(_: I, blocks: &[BlockIq2Xxs], out: &mut Chunk) {
-        let b = &blocks[0];
-        out.d = half_at(b.d) * 0.125;
-        let (groups, units) = (b.qs.as_chunks::<8>().0, out.codes.as_chunks_mut::<8>().0);
-        for g in 0..8 {
-            let word = u64::from_le_bytes(groups[g]);
-            let scale = (word >> 60) as i16 * 2 + 1;
-            (out.scales[2 * g], out.scales[2 * g + 1]) = (scale, scale);
-            for j in 0..4 {
-                let masks = grids::SIGN_MASKS[(word >> (32 + 7 * j)) as usize & 127];
-                units[4 * g + j] = grids::apply_signs(GRID[usize::from(groups[g][j])], masks);
-            }
-        }
+    fn decode<I: Isa>(isa: I, b: &BlockIq2Xxs) -> Weights<I> {
+        let words = isa.bytes(&b.qs);
+        let scales = isa.spread(words, &SCALES);
+        let codes = if I::BYTE_PERMUTE { permuted(isa, words) } else { looked_up(isa, &b.qs) };
+        Weights { d: u16::from_le_bytes(b.d), scales: grids::odd_scales(scales), ..Weights::of(codes) }
     }
+}
+
+/// Codes by way of the table of entries.
+#[inline(always)]
+fn looked_up<I: Isa>(isa: I, qs: &[u8; 64]) -> [I::Q; 4] {
+    let groups = qs.as_chunks::<8>().0;
+    let mut codes = [isa.splat_byte(0); 4];
+    for q in 0..4 {
+        let mut entries = [0; 8];
+        for i in 0..8 {
+            let (word, j) = (u64::from_le_bytes(groups[2 * q + i / 4]), i % 4);
+            let entry = u64::from_le_bytes(SHIFTED[usize::from((word >> (8 * j)) as u8)]);
+            entries[i] = grids::apply_signs(entry, word >> (32 + 7 * j));
+        }
+        codes[q] = isa.words(entries);
+    }
+    codes
+}
+
+/// Codes without leaving registers: all entries as two bytes each, spread to level numbers, those to
+/// magnitudes; signs as masks of bits.
+#[inline(always)]
+fn permuted<I: Isa>(isa: I, words: I::Q) -> [I::Q; 4] {
+    let (low, high) = (isa.lookup256(&PACKED[0], words), isa.lookup256(&PACKED[1], words));
+    let signs = grids::sign_bits(isa, isa.pick(words, words, &SIGN_WORDS));
+    let mut codes = [words; 4];
+    for q in 0..4 {
+        let numbers = isa.fields(isa.pick(low, high, &ENTRIES[q]), [0, 2, 4, 6, 8, 10, 12, 14]);
+        codes[q] = isa.negate(isa.lookup64(&LEVELS, numbers), SUPER_OFFSET, signs, q);
+    }
+    codes
 }

@@ -11,8 +11,8 @@
 //! weight = d / 4 * ((2 s + 1) * code)               code = signed magnitude
 //! ```
 
-use super::{grids, half_at};
-use crate::chunk::Chunk;
+use super::grids;
+use crate::chunk::{SUPER_OFFSET, Weights};
 use crate::format::{Family, Format};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -38,32 +38,80 @@ pub struct BlockIq3Xxs {
 }
 const _: () = assert!(size_of::<BlockIq3Xxs>() == 98 && align_of::<BlockIq3Xxs>() == 1);
 
+/// The codebook as decoding wants it.
+static SHIFTED: [[u8; 4]; 256] = grids::shift(&GRID);
+
+/// The codebook once more, three bits per level number, in two bytes.
+static PACKED: [[u8; 256]; 2] = grids::split(&grids::IQ3_XXS);
+
+/// Level numbers to shifted magnitudes, whatever the upper three index bits are.
+static LEVELS: [u8; 64] = grids::repeat(&MAGNITUDES);
+
+/// Where the entries of each quarter are, two of two bytes in every word.
+static ENTRIES: [[u8; 64]; 4] = {
+    let mut out = [[0; 64]; 4];
+    let mut i = 0;
+    while i < 64 {
+        out[i / 16][4 * (i % 16)] = i as u8;
+        out[i / 16][4 * (i % 16) + 1] = 64 + i as u8;
+        i += 1;
+    }
+    out
+};
+
+/// Where the scales are: the last byte of each word, its upper half.
+static SCALES: [u8; 8] = [3, 7, 11, 15, 19, 23, 27, 31];
+
 /// Marker of the format.
 #[derive(Debug, Clone, Copy)]
 pub struct Iq3Xxs;
 
 impl Format for Iq3Xxs {
     type Block = BlockIq3Xxs;
-    const BLOCK: usize = 256;
+    type Chunk = BlockIq3Xxs;
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
+    const D_FACTOR: f32 = 0.25;
 
     #[inline(always)]
-    fn decode<I: Isa>(_: I, blocks: &[BlockIq3Xxs], out: &mut Chunk) {
-        let b = &blocks[0];
-        out.d = half_at(b.d) * 0.25;
-        let (pairs, words) = (b.qs.as_chunks::<2>().0, b.signs_scales.as_chunks::<4>().0);
-        let units = out.codes.as_chunks_mut::<8>().0;
-        for g in 0..8 {
-            let word = u32::from_le_bytes(words[g]);
-            let scale = (word >> 28) as i16 * 2 + 1;
-            (out.scales[2 * g], out.scales[2 * g + 1]) = (scale, scale);
-            for j in 0..4 {
-                let [first, second] = pairs[4 * g + j];
-                let magnitudes = bytemuck::cast([GRID[usize::from(first)], GRID[usize::from(second)]]);
-                let masks = grids::SIGN_MASKS[(word >> (7 * j)) as usize & 127];
-                units[4 * g + j] = grids::apply_signs(magnitudes, masks);
-            }
-        }
+    fn decode<I: Isa>(isa: I, b: &BlockIq3Xxs) -> Weights<I> {
+        let words = isa.bytes2(&b.signs_scales, &b.signs_scales);
+        let scales = isa.spread(words, &SCALES);
+        let codes = if I::BYTE_PERMUTE { permuted(isa, b, words) } else { looked_up(isa, b) };
+        Weights { d: u16::from_le_bytes(b.d), scales: grids::odd_scales(scales), ..Weights::of(codes) }
     }
+}
+
+/// Codes by way of the table of entries.
+#[inline(always)]
+fn looked_up<I: Isa>(isa: I, b: &BlockIq3Xxs) -> [I::Q; 4] {
+    let groups = b.signs_scales.as_chunks::<4>().0;
+    let mut codes = [isa.splat_byte(0); 4];
+    for q in 0..4 {
+        let mut entries = [0; 8];
+        for i in 0..8 {
+            let at = 16 * q + 2 * i;
+            let first = u64::from(u32::from_le_bytes(SHIFTED[usize::from(b.qs[at])]));
+            let second = u64::from(u32::from_le_bytes(SHIFTED[usize::from(b.qs[at + 1])]));
+            let word = u64::from(u32::from_le_bytes(groups[2 * q + i / 4]));
+            entries[i] = grids::apply_signs(first | second << 32, word >> (7 * (i % 4)));
+        }
+        codes[q] = isa.words(entries);
+    }
+    codes
+}
+
+/// Codes without leaving registers: all entries as two bytes each, spread to level numbers, those to
+/// magnitudes; signs as masks of bits.
+#[inline(always)]
+fn permuted<I: Isa>(isa: I, b: &BlockIq3Xxs, words: I::Q) -> [I::Q; 4] {
+    let numbers = isa.bytes(&b.qs);
+    let (low, high) = (isa.lookup256(&PACKED[0], numbers), isa.lookup256(&PACKED[1], numbers));
+    let signs = grids::sign_bits(isa, words);
+    let mut codes = [numbers; 4];
+    for q in 0..4 {
+        let numbers = isa.fields(isa.pick(low, high, &ENTRIES[q]), [0, 3, 6, 9, 32, 35, 38, 41]);
+        codes[q] = isa.negate(isa.lookup64(&LEVELS, numbers), SUPER_OFFSET, signs, q);
+    }
+    codes
 }

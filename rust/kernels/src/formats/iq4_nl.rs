@@ -8,8 +8,7 @@
 //! weight = d * LEVELS[nibble]
 //! ```
 
-use super::half_at;
-use crate::chunk::{Chunk, GROUP};
+use crate::chunk::{GROUPED_OFFSET, Weights};
 use crate::format::{Family, Format};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -32,18 +31,29 @@ const _: () = assert!(size_of::<BlockIq4Nl>() == 18 && align_of::<BlockIq4Nl>() 
 #[derive(Debug, Clone, Copy)]
 pub struct Iq4Nl;
 
+/// [`LEVELS`] as decoding wants them.
+const SHIFTED: [u8; 16] = {
+    let mut out = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        out[i] = (LEVELS[i] as u8).wrapping_add(GROUPED_OFFSET);
+        i += 1;
+    }
+    out
+};
+
 impl Format for Iq4Nl {
     type Block = BlockIq4Nl;
-    const BLOCK: usize = 32;
+    type Chunk = [BlockIq4Nl; 8];
     const FAMILY: Family = Family::Grouped;
-    const SIGNED: bool = true;
 
     #[inline(always)]
-    fn decode<I: Isa>(isa: I, blocks: &[BlockIq4Nl], out: &mut Chunk) {
-        let codes = out.codes.as_chunks_mut::<GROUP>().0;
-        for g in 0..blocks.len().min(codes.len()) {
-            isa.put(isa.lookup16(&LEVELS, isa.nibbles(&blocks[g].qs)), &mut codes[g]);
-            out.group_d[g] = half_at(blocks[g].d);
+    fn decode<I: Isa>(isa: I, b: &Self::Chunk) -> Weights<I> {
+        let mut codes = [isa.splat_byte(0); 4];
+        for q in 0..4 {
+            codes[q] = isa.lookup16(&SHIFTED, isa.nibbles(&b[2 * q].qs, &b[2 * q + 1].qs));
         }
+        let d = [b[0].d, b[1].d, b[2].d, b[3].d, b[4].d, b[5].d, b[6].d, b[7].d];
+        Weights { group_d: isa.halves(d), ..Weights::of(codes) }
     }
 }

@@ -13,8 +13,7 @@
 //!                               min   = high nibble of byte s + 4 | top two bits of byte s
 //! ```
 
-use super::half_at;
-use crate::chunk::Chunk;
+use crate::chunk::Weights;
 use crate::format::{Family, Format};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -34,17 +33,19 @@ pub struct BlockQ4K {
 }
 const _: () = assert!(size_of::<BlockQ4K>() == 144 && align_of::<BlockQ4K>() == 1);
 
-/// Unpacks the eight six-bit scales and minimums.
+/// Unpacks the eight six-bit scales and minimums, eight at a time.
 #[inline(always)]
 pub fn unpack_scales(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
-    let (mut scales, mut mins) = ([0; 8], [0; 8]);
-    for s in 0..4 {
-        scales[s] = packed[s] & 63;
-        mins[s] = packed[s + 4] & 63;
-        scales[s + 4] = (packed[s + 8] & 15) | ((packed[s] >> 6) << 4);
-        mins[s + 4] = (packed[s + 8] >> 4) | ((packed[s + 4] >> 6) << 4);
-    }
-    (scales, mins)
+    let (words, _) = packed.as_chunks::<4>();
+    let a = u64::from(u32::from_le_bytes(words[0]));
+    let b = u64::from(u32::from_le_bytes(words[1]));
+    let c = u64::from(u32::from_le_bytes(words[2]));
+    const SIX: u64 = 0x3f3f_3f3f;
+    const FOUR: u64 = 0x0f0f_0f0f;
+    const TOP: u64 = 0x3030_3030;
+    let scales = (a & SIX) | ((c & FOUR) | (a >> 2 & TOP)) << 32;
+    let mins = (b & SIX) | ((c >> 4 & FOUR) | (b >> 2 & TOP)) << 32;
+    (scales.to_le_bytes(), mins.to_le_bytes())
 }
 
 /// Marker of the format.
@@ -53,26 +54,25 @@ pub struct Q4K;
 
 impl Format for Q4K {
     type Block = BlockQ4K;
-    const BLOCK: usize = 256;
+    type Chunk = BlockQ4K;
     const FAMILY: Family = Family::Super;
-    const SIGNED: bool = false;
     const HAS_MIN: bool = true;
 
     #[inline(always)]
-    fn decode<I: Isa>(isa: I, blocks: &[BlockQ4K], out: &mut Chunk) {
-        let b = &blocks[0];
-        out.d = half_at(b.d);
-        out.dmin = half_at(b.dmin);
-        let (scales, mins) = unpack_scales(&b.scales);
-        for s in 0..16 {
-            out.scales[s] = i16::from(scales[s / 2]);
-            out.mins[s] = i16::from(mins[s / 2]);
+    fn decode<I: Isa>(isa: I, b: &BlockQ4K) -> Weights<I> {
+        let low = isa.splat_byte(15);
+        let qs = b.qs.as_chunks::<32>().0;
+        let mut codes = [low; 4];
+        for q in 0..4 {
+            codes[q] = isa.and(isa.shr::<0, 4>(isa.bytes2(&qs[q], &qs[q])), low);
         }
-        let units = out.codes.as_chunks_mut::<32>().0;
-        for (j, qs) in b.qs.as_chunks::<32>().0.iter().enumerate() {
-            let qs = isa.bytes(qs);
-            isa.put(isa.and(qs, isa.splat_byte(15)), &mut units[2 * j]);
-            isa.put(isa.shr::<4>(qs), &mut units[2 * j + 1]);
+        let (scales, mins) = unpack_scales(&b.scales);
+        Weights {
+            d: u16::from_le_bytes(b.d),
+            dmin: u16::from_le_bytes(b.dmin),
+            scales: isa.twice(scales),
+            mins: isa.twice(mins),
+            ..Weights::of(codes)
         }
     }
 }

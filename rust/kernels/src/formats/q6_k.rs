@@ -14,8 +14,7 @@
 //! weight = d * (scale * (q - 32))                    scale per 16 weights
 //! ```
 
-use super::half_at;
-use crate::chunk::Chunk;
+use crate::chunk::{SUPER_OFFSET, Weights};
 use crate::format::{Family, Format};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -41,29 +40,24 @@ pub struct Q6K;
 
 impl Format for Q6K {
     type Block = BlockQ6K;
-    const BLOCK: usize = 256;
+    type Chunk = BlockQ6K;
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
+    const SUB: usize = 16;
 
     #[inline(always)]
-    fn decode<I: Isa>(isa: I, blocks: &[BlockQ6K], out: &mut Chunk) {
-        let b = &blocks[0];
-        out.d = half_at(b.d);
-        out.scales = b.scales.map(i16::from);
-        let units = out.codes.as_chunks_mut::<32>().0;
-        let (ql, qh) = (b.ql.as_chunks::<32>().0, b.qh.as_chunks::<32>().0);
-        let (low, two, offset) = (isa.splat_byte(15), isa.splat_byte(0x30), isa.splat_byte(32));
-        for half in 0..2 {
-            let (a, b, top) = (isa.bytes(&ql[2 * half]), isa.bytes(&ql[2 * half + 1]), isa.bytes(&qh[half]));
-            let codes = [
-                isa.or(isa.and(a, low), isa.and(isa.shl::<4>(top), two)),
-                isa.or(isa.and(b, low), isa.and(isa.shl::<2>(top), two)),
-                isa.or(isa.shr::<4>(a), isa.and(top, two)),
-                isa.or(isa.shr::<4>(b), isa.and(isa.shr::<2>(top), two)),
-            ];
-            for (i, codes) in codes.into_iter().enumerate() {
-                isa.put(isa.sub(codes, offset), &mut units[4 * half + i]);
-            }
+    fn decode<I: Isa>(isa: I, b: &BlockQ6K) -> Weights<I> {
+        let (ql, qh) = (b.ql.as_chunks::<64>().0, b.qh.as_chunks::<32>().0);
+        let (low, two) = (isa.splat_byte(15), isa.splat_byte(0x30));
+        let shift = isa.splat_byte(SUPER_OFFSET - 32);
+        let mut codes = [low; 4];
+        for h in 0..2 {
+            let (bottom, top) = (isa.bytes(&ql[h]), isa.bytes2(&qh[h], &qh[h]));
+            let first = isa.or(isa.and(bottom, low), isa.and(isa.shl::<4, 2>(top), two));
+            let second = isa.or(isa.shr::<4, 4>(bottom), isa.and(isa.shr::<0, 2>(top), two));
+            codes[2 * h] = isa.add(first, shift);
+            codes[2 * h + 1] = isa.add(second, shift);
         }
+        Weights { d: u16::from_le_bytes(b.d), scales: isa.widen(b.scales), ..Weights::of(codes) }
     }
 }

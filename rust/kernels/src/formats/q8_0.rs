@@ -6,11 +6,10 @@
 //!        f16   i8
 //! ```
 
-use super::half_at;
-use crate::chunk::{Chunk, GROUP};
+use crate::chunk::{GROUPED_OFFSET, Weights};
 use crate::format::{Family, Format};
 use crate::isa::Isa;
-use bytemuck::{Pod, Zeroable};
+use bytemuck::{Pod, Zeroable, cast_ref};
 
 /// One block as it lies in the file.
 #[repr(C)]
@@ -29,16 +28,18 @@ pub struct Q8_0;
 
 impl Format for Q8_0 {
     type Block = BlockQ8_0;
-    const BLOCK: usize = 32;
+    type Chunk = [BlockQ8_0; 8];
     const FAMILY: Family = Family::Grouped;
-    const SIGNED: bool = true;
 
     #[inline(always)]
-    fn decode<I: Isa>(_: I, blocks: &[BlockQ8_0], out: &mut Chunk) {
-        let codes = out.codes.as_chunks_mut::<GROUP>().0;
-        for g in 0..blocks.len().min(codes.len()) {
-            codes[g] = blocks[g].qs;
-            out.group_d[g] = half_at(blocks[g].d);
+    fn decode<I: Isa>(isa: I, b: &Self::Chunk) -> Weights<I> {
+        let shift = isa.splat_byte(GROUPED_OFFSET);
+        let mut codes = [shift; 4];
+        for q in 0..4 {
+            let pair = isa.bytes2(cast_ref(&b[2 * q].qs), cast_ref(&b[2 * q + 1].qs));
+            codes[q] = isa.xor(pair, shift);
         }
+        let d = [b[0].d, b[1].d, b[2].d, b[3].d, b[4].d, b[5].d, b[6].d, b[7].d];
+        Weights { group_d: isa.halves(d), ..Weights::of(codes) }
     }
 }

@@ -4,7 +4,7 @@
 //! feature list of [`enter`], and each load or store stays inside the fixed-size array it is given.
 
 use super::{Isa, LANES};
-use crate::chunk::{ActChunk, CHUNK, Chunk, GROUP};
+use crate::chunk::{ActChunk, CHUNK, GROUP};
 use crate::dispatch::Op;
 use std::arch::x86_64::*;
 
@@ -31,50 +31,213 @@ pub(crate) fn enter<O: Op>(isa: Avx2, op: O) -> O::Out {
     op.run(isa)
 }
 
-/// Sum of eight i32 lanes.
+/// Pair sums of 32 products as sixteen i16, for weights shifted up by 128. They cannot saturate:
+/// activations stay within +-127, so a pair is at most 2 * 128 * 127 = 32512.
 /// # Safety
 /// The CPU must have AVX2: the caller holds the level's token.
 #[inline(always)]
-pub(super) unsafe fn sum_i32(x: __m256i) -> i32 {
+unsafe fn full_pairs(w: __m256i, a: __m256i) -> __m256i {
     // SAFETY: register operations only; AVX2 by the caller's token.
     unsafe {
-        let x = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
-        let x = _mm_add_epi32(x, _mm_shuffle_epi32::<0b01_00_11_10>(x));
-        let x = _mm_add_epi32(x, _mm_shuffle_epi32::<0b10_11_00_01>(x));
-        _mm_cvtsi128_si32(x)
+        // The multiplier wants one unsigned operand: move the weight's sign to the activation.
+        let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+        _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
     }
 }
 
-/// Pair sums of 32 code products as sixteen i16. They cannot saturate: activations stay within
-/// +-127, so a pair is at most 2 * 128 * 127 = 32512.
+/// The 32 activation codes of unit `unit`.
 /// # Safety
 /// The CPU must have AVX2: the caller holds the level's token.
 #[inline(always)]
-unsafe fn pairs<const SIGNED: bool>(w: __m256i, a: __m256i) -> __m256i {
-    // SAFETY: register operations only; AVX2 by the caller's token.
-    unsafe {
-        if SIGNED {
-            // The multiplier wants one unsigned operand: move the weight's sign to the activation.
-            _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
-        } else {
-            _mm256_maddubs_epi16(w, a)
-        }
-    }
-}
-
-/// # Safety
-/// The CPU must have AVX2: the caller holds the level's token.
-#[inline(always)]
-unsafe fn load_unit(codes: &[i8; CHUNK], unit: usize) -> __m256i {
-    let unit: &[i8; GROUP] = codes[unit * GROUP..][..GROUP].try_into().expect("eight units of 32");
+unsafe fn load_unit(a: &ActChunk, unit: usize) -> __m256i {
+    let unit: &[i8; GROUP] = a.codes[unit * GROUP..][..GROUP].try_into().expect("eight units of 32");
     // SAFETY: 32 bytes are readable behind the reference.
     unsafe { _mm256_loadu_si256(unit.as_ptr().cast()) }
 }
 
+/// Words of four rows: result `c`, 128-bit half `h` holds word `4 h + c` of each.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
+#[inline(always)]
+unsafe fn interleave4(a: __m256i, b: __m256i, c: __m256i, d: __m256i) -> [__m256i; 4] {
+    // SAFETY: register operations only; AVX2 by the caller's token.
+    unsafe {
+        let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+        let (ab2, cd2) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+        [
+            _mm256_unpacklo_epi64(ab, cd),
+            _mm256_unpackhi_epi64(ab, cd),
+            _mm256_unpacklo_epi64(ab2, cd2),
+            _mm256_unpackhi_epi64(ab2, cd2),
+        ]
+    }
+}
+
+/// Columns of eight rows of eight 4-byte words.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
+#[inline(always)]
+unsafe fn transpose8(x: [__m256i; 8]) -> [__m256i; 8] {
+    // SAFETY: register operations only; AVX2 by the caller's token.
+    unsafe {
+        // Within each half: words of four rows.
+        let u = interleave4(x[0], x[1], x[2], x[3]);
+        let v = interleave4(x[4], x[5], x[6], x[7]);
+        let mut out = x;
+        for i in 0..4 {
+            out[i] = _mm256_permute2x128_si256::<0x20>(u[i], v[i]);
+            out[4 + i] = _mm256_permute2x128_si256::<0x31>(u[i], v[i]);
+        }
+        out
+    }
+}
+
+/// Lane sums of eight registers, in order: a tree of pairwise adds.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
+#[inline(always)]
+unsafe fn sum_each(x: [__m256i; 8]) -> __m256i {
+    // SAFETY: register operations only; AVX2 by the caller's token.
+    unsafe {
+        let a = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+        let b = _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
+        let low = _mm256_permute2x128_si256::<0x20>(a, b);
+        let high = _mm256_permute2x128_si256::<0x31>(a, b);
+        _mm256_add_epi32(low, high)
+    }
+}
+
+/// Sum of eight f32 lanes in the order `i + 4`, `i + 2`, `i + 1`.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
+#[inline(always)]
+pub(super) unsafe fn sum_f32(x: __m256) -> f32 {
+    // SAFETY: register operations only; AVX2 by the caller's token.
+    unsafe {
+        let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+        let x = _mm_add_ss(x, _mm_movehdup_ps(x));
+        _mm_cvtss_f32(x)
+    }
+}
+
+/// Two 64-bit words. By way of vector loads where they come from memory.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
+#[inline(always)]
+pub(super) unsafe fn pair64(low: u64, high: u64) -> __m128i {
+    // SAFETY: register operations only; AVX2 by the caller's token.
+    unsafe { _mm_unpacklo_epi64(_mm_cvtsi64_si128(low as i64), _mm_cvtsi64_si128(high as i64)) }
+}
+
+/// Eight rows from `first`, the words from `word`.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
+#[inline(always)]
+unsafe fn load8<T, const N: usize>(rows: &[[T; N]; LANES], first: usize, word: usize) -> [__m256i; 8] {
+    assert!(size_of::<[T; N]>() >= 32 * (word / 8 + 1) && first <= 8);
+    // SAFETY: each row has 32 bytes from its word `word`, as asserted.
+    unsafe {
+        let mut out = [_mm256_setzero_si256(); 8];
+        for i in 0..8 {
+            out[i] = _mm256_loadu_si256(rows[first + i].as_ptr().cast::<i32>().add(word).cast());
+        }
+        out
+    }
+}
+
+/// Each byte of a half, shifted right, zeros coming in.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
+#[inline(always)]
+unsafe fn shift_right(x: __m256i, n: u32) -> __m256i {
+    // SAFETY: register operations only; AVX2 by the caller's token.
+    unsafe {
+        let moved = _mm256_srl_epi16(x, _mm_cvtsi32_si128(n as i32));
+        _mm256_and_si256(moved, _mm256_set1_epi8((0xffu8 >> n) as i8))
+    }
+}
+
+/// Each byte of a half, shifted left, zeros coming in.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
+#[inline(always)]
+unsafe fn shift_left(x: __m256i, n: u32) -> __m256i {
+    // SAFETY: register operations only; AVX2 by the caller's token.
+    unsafe {
+        let moved = _mm256_sll_epi16(x, _mm_cvtsi32_si128(n as i32));
+        _mm256_and_si256(moved, _mm256_set1_epi8((0xffu8 << n) as i8))
+    }
+}
+
+/// Low nibbles of 16 bytes, then their high nibbles.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
+#[inline(always)]
+unsafe fn nibbles16(x: &[u8; 16]) -> __m256i {
+    // SAFETY: 16 bytes are readable behind the reference.
+    unsafe {
+        let x = _mm_loadu_si128(x.as_ptr().cast());
+        _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(x), x), _mm256_set1_epi8(15))
+    }
+}
+
+/// Each byte twice, widened.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
+#[inline(always)]
+pub(super) unsafe fn twice(x: [u8; 8]) -> [i16; 16] {
+    let mut out = [0; 16];
+    // SAFETY: a store of 32 bytes into as many.
+    unsafe {
+        let x = _mm_cvtsi64_si128(i64::from_le_bytes(x));
+        _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(x, x)));
+    }
+    out
+}
+
+/// Each byte, widened.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
+#[inline(always)]
+pub(super) unsafe fn widen(x: [i8; 16]) -> [i16; 16] {
+    let mut out = [0; 16];
+    // SAFETY: a load of 16 bytes and a store of 32, each the size of its array.
+    unsafe {
+        let x = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
+        _mm256_storeu_si256(out.as_mut_ptr().cast(), x);
+    }
+    out
+}
+
+/// Eight f16 to f32.
+/// # Safety
+/// The CPU must have F16C: the caller holds the level's token.
+#[inline(always)]
+pub(super) unsafe fn halves(x: [[u8; 2]; 8]) -> [f32; 8] {
+    let mut out = [0.0; 8];
+    // SAFETY: a load of 16 bytes, a store of 32, each the size of its array.
+    unsafe {
+        let x = _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast()));
+        _mm256_storeu_ps(out.as_mut_ptr(), x);
+    }
+    out
+}
+
 impl Isa for Avx2 {
     type F = (__m256, __m256);
-    type B = __m256i;
+    type V = (__m256i, __m256i);
+    type Q = (__m256i, __m256i);
+    type S = __m256i;
+    type U = [__m256i; 8];
     const WIDE: bool = false;
+    const BYTE_PERMUTE: bool = false;
+
+    #[inline(always)]
+    fn enter<O: Op>(self, op: O) -> O::Out {
+        // SAFETY: see the head of the file.
+        unsafe { enter(self, op) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -98,6 +261,12 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_mul_ps(a.0, b.0), _mm256_mul_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         // SAFETY: see the head of the file.
         unsafe { (_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1)) }
@@ -110,147 +279,332 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn dot<const SIGNED: bool>(self, w: &Chunk, a: &ActChunk) -> i32 {
-        // SAFETY: see the head of the file; scales and steps are 16 i16 each, exactly one register.
+    fn halves(self, x: [[u8; 2]; 8]) -> [f32; 8] {
+        // SAFETY: see the head of the file.
+        unsafe { halves(x) }
+    }
+
+    #[inline(always)]
+    fn halves16(self, x: &[u16; LANES]) -> Self::F {
+        // SAFETY: see the head of the file.
         unsafe {
-            let scales = _mm256_mullo_epi16(
-                _mm256_loadu_si256(w.scales.as_ptr().cast()),
-                _mm256_loadu_si256(a.steps.as_ptr().cast()),
-            );
+            let low = _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast()));
+            (low, _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(8).cast())))
+        }
+    }
+
+    #[inline(always)]
+    fn transpose_groups(self, x: &[[f32; 8]; LANES]) -> [Self::F; 8] {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let (low, high) = (transpose8(load8(x, 0, 0)), transpose8(load8(x, 8, 0)));
+            let mut out = [self.splat(0.0); 8];
+            for g in 0..8 {
+                out[g] = (_mm256_castsi256_ps(low[g]), _mm256_castsi256_ps(high[g]));
+            }
+            out
+        }
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_set1_epi32(x), _mm256_set1_epi32(x)) }
+    }
+
+    #[inline(always)]
+    fn to_float(self, x: Self::V) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_cvtepi32_ps(x.0), _mm256_cvtepi32_ps(x.1)) }
+    }
+
+    #[inline(always)]
+    fn add_i32(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn mul_add_i32(self, acc: Self::V, a: Self::V, b: &[i32; LANES]) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let b0 = _mm256_loadu_si256(b.as_ptr().cast());
+            let b1 = _mm256_loadu_si256(b.as_ptr().add(8).cast());
+            (
+                _mm256_add_epi32(acc.0, _mm256_mullo_epi32(a.0, b0)),
+                _mm256_add_epi32(acc.1, _mm256_mullo_epi32(a.1, b1)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn scale_i32(self, a: &[i32; LANES], b: i32, out: &mut [i32; LANES]) {
+        // SAFETY: see the head of the file.
+        unsafe {
+            for half in 0..2 {
+                let x = _mm256_loadu_si256(a.as_ptr().add(8 * half).cast());
+                let x = _mm256_mullo_epi32(x, _mm256_set1_epi32(b));
+                _mm256_storeu_si256(out.as_mut_ptr().add(8 * half).cast(), x);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn dot4(self, acc: Self::V, w: &[u8; 64], a: i32) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let (a, ones) = (_mm256_set1_epi32(a), _mm256_set1_epi16(1));
+            // Pairs of products stay within 2 * 127 * 127 < 2^15.
+            let (low, high) = self.bytes(w);
+            let low = _mm256_madd_epi16(_mm256_maddubs_epi16(low, a), ones);
+            let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, a), ones);
+            (_mm256_add_epi32(acc.0, low), _mm256_add_epi32(acc.1, high))
+        }
+    }
+
+    #[inline(always)]
+    fn start_full(self, _: i32) -> Self::V {
+        self.splat_i32(0)
+    }
+
+    #[inline(always)]
+    fn dot4_full(self, acc: Self::V, w: &[u8; 64], a: i32) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let (a, ones) = (_mm256_set1_epi32(a), _mm256_set1_epi16(1));
+            let (low, high) = self.bytes(w);
+            let low = _mm256_madd_epi16(full_pairs(low, a), ones);
+            let high = _mm256_madd_epi16(full_pairs(high, a), ones);
+            (_mm256_add_epi32(acc.0, low), _mm256_add_epi32(acc.1, high))
+        }
+    }
+
+    #[inline(always)]
+    fn dot2(self, acc: Self::V, w: &[i16; 32], a: i32) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let a = _mm256_set1_epi32(a);
+            let low = _mm256_madd_epi16(_mm256_loadu_si256(w.as_ptr().cast()), a);
+            let high = _mm256_madd_epi16(_mm256_loadu_si256(w.as_ptr().add(16).cast()), a);
+            (_mm256_add_epi32(acc.0, low), _mm256_add_epi32(acc.1, high))
+        }
+    }
+
+    #[inline(always)]
+    fn transpose_words(self, rows: &[[u8; 64]; LANES], out: &mut [[u8; 64]; LANES]) {
+        // SAFETY: see the head of the file.
+        unsafe {
+            for (r, k) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                let columns = transpose8(load8(rows, 8 * r, 8 * k));
+                for i in 0..8 {
+                    _mm256_storeu_si256(out[8 * k + i].as_mut_ptr().add(32 * r).cast(), columns[i]);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn no_lanes(self) -> Self::S {
+        // SAFETY: see the head of the file.
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
+    fn no_units(self) -> Self::U {
+        // SAFETY: see the head of the file.
+        unsafe { [_mm256_setzero_si256(); 8] }
+    }
+
+    #[inline(always)]
+    fn dot_super<const SIGNED: bool>(
+        self,
+        codes: &[Self::Q; 4],
+        scales: &[i16; 16],
+        a: &ActChunk,
+    ) -> Self::S {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let scales = _mm256_loadu_si256(scales.as_ptr().cast());
+            let both = _mm256_mullo_epi16(scales, _mm256_loadu_si256(a.steps.as_ptr().cast()));
             // Both halves hold all sixteen scales' bytes of their own; a byte shuffle then spreads
             // scale 2u over the lower and 2u + 1 over the upper half.
-            let low = _mm256_permute2x128_si256::<0x00>(scales, scales);
-            let high = _mm256_permute2x128_si256::<0x11>(scales, scales);
+            let low = _mm256_permute2x128_si256::<0x00>(both, both);
+            let high = _mm256_permute2x128_si256::<0x11>(both, both);
             let mut sum = _mm256_setzero_si256();
             for unit in 0..CHUNK / GROUP {
-                let p = pairs::<SIGNED>(load_unit(&w.codes, unit), load_unit(&a.codes, unit));
-                let pick = |s: usize| (((s % 8) * 2 + 1) << 8 | ((s % 8) * 2)) as i16;
-                let spread =
-                    _mm256_setr_m128i(_mm_set1_epi16(pick(2 * unit)), _mm_set1_epi16(pick(2 * unit + 1)));
+                let half = codes[unit / 2];
+                let p = _mm256_maddubs_epi16(if unit % 2 == 0 { half.0 } else { half.1 }, load_unit(a, unit));
+                let pick = 4 * (unit % 4) as i16;
+                let pick = (pick + 1) << 8 | pick;
+                let spread = _mm256_setr_m128i(_mm_set1_epi16(pick), _mm_set1_epi16(pick + 0x202));
                 let source = if unit < 4 { low } else { high };
                 sum = _mm256_add_epi32(sum, _mm256_madd_epi16(p, _mm256_shuffle_epi8(source, spread)));
             }
-            sum_i32(sum)
+            if SIGNED {
+                let shift = _mm256_madd_epi16(scales, _mm256_loadu_si256(a.sums.as_ptr().cast()));
+                sum = _mm256_sub_epi32(sum, _mm256_slli_epi32::<6>(shift));
+            }
+            sum
         }
     }
 
     #[inline(always)]
-    fn dot_groups<const SIGNED: bool>(self, w: &Chunk, a: &ActChunk) -> [i32; 8] {
-        // SAFETY: see the head of the file; the result array is exactly one register.
+    fn dot_mins(self, mins: &[i16; 16], a: &ActChunk) -> Self::S {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let mins = _mm256_loadu_si256(mins.as_ptr().cast());
+            _mm256_madd_epi16(mins, _mm256_loadu_si256(a.sums.as_ptr().cast()))
+        }
+    }
+
+    #[inline(always)]
+    fn sum_rows(self, x: &[Self::S; LANES]) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe {
+            (
+                sum_each([x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]]),
+                sum_each([x[8], x[9], x[10], x[11], x[12], x[13], x[14], x[15]]),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn dot_units(self, codes: &[Self::Q; 4], a: &ActChunk) -> Self::U {
+        // SAFETY: see the head of the file.
         unsafe {
             let ones = _mm256_set1_epi16(1);
-            let dot = |unit: usize| {
-                _mm256_madd_epi16(pairs::<SIGNED>(load_unit(&w.codes, unit), load_unit(&a.codes, unit)), ones)
-            };
-            sum_each([dot(0), dot(1), dot(2), dot(3), dot(4), dot(5), dot(6), dot(7)])
+            let mut out = [ones; 8];
+            for q in 0..4 {
+                let (low, high) = codes[q];
+                out[2 * q] = _mm256_madd_epi16(full_pairs(low, load_unit(a, 2 * q)), ones);
+                out[2 * q + 1] = _mm256_madd_epi16(full_pairs(high, load_unit(a, 2 * q + 1)), ones);
+            }
+            out
         }
     }
 
     #[inline(always)]
-    fn dot_sums(self, a: &[i16; 16], b: &[i16; 16]) -> i32 {
+    fn sum_units(self, x: &[Self::U; LANES], _: &ActChunk) -> [Self::V; 8] {
         // SAFETY: see the head of the file.
         unsafe {
-            let a = _mm256_loadu_si256(a.as_ptr().cast());
-            let b = _mm256_loadu_si256(b.as_ptr().cast());
-            sum_i32(_mm256_madd_epi16(a, b))
+            let (mut low, mut high) = ([_mm256_setzero_si256(); 8], [_mm256_setzero_si256(); 8]);
+            for r in 0..8 {
+                low[r] = sum_each(x[r]);
+                high[r] = sum_each(x[r + 8]);
+            }
+            let (low, high) = (transpose8(low), transpose8(high));
+            let mut out = [self.splat_i32(0); 8];
+            for g in 0..8 {
+                out[g] = (low[g], high[g]);
+            }
+            out
         }
     }
 
     #[inline(always)]
-    fn bytes(self, x: &[u8; 32]) -> Self::B {
-        // SAFETY: see the head of the file.
-        unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
-    }
-
-    #[inline(always)]
-    fn nibbles(self, x: &[u8; 16]) -> Self::B {
+    fn prefetch(self, bytes: &[u8], at: usize) {
         // SAFETY: see the head of the file.
         unsafe {
-            let x = _mm_loadu_si128(x.as_ptr().cast());
-            let both = _mm256_set_m128i(_mm_srli_epi16::<4>(x), x);
-            _mm256_and_si256(both, _mm256_set1_epi8(15))
+            _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast());
         }
     }
 
     #[inline(always)]
-    fn put(self, x: Self::B, out: &mut [i8; 32]) {
+    fn twice(self, x: [u8; 8]) -> [i16; 16] {
         // SAFETY: see the head of the file.
-        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), x) }
+        unsafe { twice(x) }
     }
 
     #[inline(always)]
-    fn splat_byte(self, x: u8) -> Self::B {
+    fn widen(self, x: [i8; 16]) -> [i16; 16] {
         // SAFETY: see the head of the file.
-        unsafe { _mm256_set1_epi8(x as i8) }
+        unsafe { widen(x) }
     }
 
     #[inline(always)]
-    fn and(self, a: Self::B, b: Self::B) -> Self::B {
+    fn bytes(self, x: &[u8; 64]) -> Self::Q {
         // SAFETY: see the head of the file.
-        unsafe { _mm256_and_si256(a, b) }
+        unsafe { (_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(32).cast())) }
     }
 
     #[inline(always)]
-    fn or(self, a: Self::B, b: Self::B) -> Self::B {
+    fn bytes2(self, low: &[u8; 32], high: &[u8; 32]) -> Self::Q {
         // SAFETY: see the head of the file.
-        unsafe { _mm256_or_si256(a, b) }
+        unsafe { (_mm256_loadu_si256(low.as_ptr().cast()), _mm256_loadu_si256(high.as_ptr().cast())) }
     }
 
     #[inline(always)]
-    fn sub(self, a: Self::B, b: Self::B) -> Self::B {
+    fn nibbles(self, low: &[u8; 16], high: &[u8; 16]) -> Self::Q {
         // SAFETY: see the head of the file.
-        unsafe { _mm256_sub_epi8(a, b) }
+        unsafe { (nibbles16(low), nibbles16(high)) }
     }
 
     #[inline(always)]
-    fn shr<const N: i32>(self, x: Self::B) -> Self::B {
+    fn words(self, x: [u64; 8]) -> Self::Q {
         // SAFETY: see the head of the file.
-        unsafe { _mm256_and_si256(_mm256_srli_epi16::<N>(x), _mm256_set1_epi8((0xffu8 >> N) as i8)) }
+        unsafe {
+            let low = _mm256_set_m128i(pair64(x[2], x[3]), pair64(x[0], x[1]));
+            (low, _mm256_set_m128i(pair64(x[6], x[7]), pair64(x[4], x[5])))
+        }
     }
 
     #[inline(always)]
-    fn shl<const N: i32>(self, x: Self::B) -> Self::B {
+    fn put(self, x: Self::Q, out: &mut [u8; 64]) {
         // SAFETY: see the head of the file.
-        unsafe { _mm256_and_si256(_mm256_slli_epi16::<N>(x), _mm256_set1_epi8((0xffu8 << N) as i8)) }
+        unsafe {
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), x.0);
+            _mm256_storeu_si256(out.as_mut_ptr().add(32).cast(), x.1);
+        }
     }
 
     #[inline(always)]
-    fn lookup16(self, table: &[i8; 16], indices: Self::B) -> Self::B {
+    fn splat_byte(self, x: u8) -> Self::Q {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_set1_epi8(x as i8), _mm256_set1_epi8(x as i8)) }
+    }
+
+    #[inline(always)]
+    fn and(self, a: Self::Q, b: Self::Q) -> Self::Q {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_and_si256(a.0, b.0), _mm256_and_si256(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::Q, b: Self::Q) -> Self::Q {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_or_si256(a.0, b.0), _mm256_or_si256(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn xor(self, a: Self::Q, b: Self::Q) -> Self::Q {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_xor_si256(a.0, b.0), _mm256_xor_si256(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::Q, b: Self::Q) -> Self::Q {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_add_epi8(a.0, b.0), _mm256_add_epi8(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn shr<const LOW: u32, const HIGH: u32>(self, x: Self::Q) -> Self::Q {
+        // SAFETY: see the head of the file.
+        unsafe { (shift_right(x.0, LOW), shift_right(x.1, HIGH)) }
+    }
+
+    #[inline(always)]
+    fn shl<const LOW: u32, const HIGH: u32>(self, x: Self::Q) -> Self::Q {
+        // SAFETY: see the head of the file.
+        unsafe { (shift_left(x.0, LOW), shift_left(x.1, HIGH)) }
+    }
+
+    #[inline(always)]
+    fn lookup16(self, table: &[u8; 16], indices: Self::Q) -> Self::Q {
         // SAFETY: see the head of the file.
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
-            _mm256_shuffle_epi8(table, indices)
+            (_mm256_shuffle_epi8(table, indices.0), _mm256_shuffle_epi8(table, indices.1))
         }
-    }
-}
-
-/// Lane sums of eight registers, in order: a tree of pairwise adds.
-/// # Safety
-/// The CPU must have AVX2: the caller holds the level's token.
-#[inline(always)]
-pub(super) unsafe fn sum_each(x: [__m256i; 8]) -> [i32; 8] {
-    let mut out = [0i32; 8];
-    // SAFETY: register operations and one 32-byte store into `out`; AVX2 by the caller's token.
-    unsafe {
-        let a = _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
-        let b = _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
-        let low = _mm256_permute2x128_si256::<0x20>(a, b);
-        let high = _mm256_permute2x128_si256::<0x31>(a, b);
-        _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_add_epi32(low, high));
-    }
-    out
-}
-
-/// Sum of eight f32 lanes in the order `i + 4`, `i + 2`, `i + 1`.
-/// # Safety
-/// The CPU must have AVX2: the caller holds the level's token.
-#[inline(always)]
-pub(super) unsafe fn sum_f32(x: __m256) -> f32 {
-    // SAFETY: register operations only; AVX2 by the caller's token.
-    unsafe {
-        let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-        let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-        let x = _mm_add_ss(x, _mm_movehdup_ps(x));
-        _mm_cvtss_f32(x)
     }
 }

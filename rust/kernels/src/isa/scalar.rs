@@ -1,22 +1,35 @@
 //! The oracle: plain loops, any CPU. Every other instruction set must return its bits.
 
 use super::{Isa, LANES};
-use crate::chunk::{ActChunk, Chunk, GROUP, SUB};
+use crate::chunk::{ActChunk, GROUP, GROUPED_OFFSET, SUB, SUPER_OFFSET};
+use crate::convert::f16_to_f32;
+use crate::dispatch::Op;
 
 /// Plain Rust.
 #[derive(Debug, Clone, Copy)]
 pub struct Scalar;
 
+/// Sum of `(code - offset) * activation` over `len` codes from `start`.
 #[inline(always)]
-fn dot_range(w: &Chunk, a: &ActChunk, start: usize, len: usize) -> i32 {
-    let (w, a) = (&w.codes[start..start + len], &a.codes[start..start + len]);
-    w.iter().zip(a).map(|(&w, &a)| i32::from(w) * i32::from(a)).sum()
+fn dot_range(codes: &[[u8; 64]; 4], offset: u8, a: &ActChunk, start: usize, len: usize) -> i32 {
+    let codes: &[u8; 256] = bytemuck::cast_ref(codes);
+    let (w, a) = (&codes[start..start + len], &a.codes[start..start + len]);
+    w.iter().zip(a).map(|(&w, &a)| (i32::from(w) - i32::from(offset)) * i32::from(a)).sum()
 }
 
 impl Isa for Scalar {
     type F = [f32; LANES];
-    type B = [u8; 32];
+    type V = [i32; LANES];
+    type Q = [u8; 64];
+    type S = i32;
+    type U = [i32; 8];
     const WIDE: bool = false;
+    const BYTE_PERMUTE: bool = false;
+
+    #[inline(always)]
+    fn enter<O: Op>(self, op: O) -> O::Out {
+        op.run(self)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -31,6 +44,11 @@ impl Isa for Scalar {
     #[inline(always)]
     fn store(self, x: Self::F, out: &mut [f32; LANES]) {
         *out = x;
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] * b[i])
     }
 
     #[inline(always)]
@@ -49,72 +67,243 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
-    fn dot<const SIGNED: bool>(self, w: &Chunk, a: &ActChunk) -> i32 {
+    fn halves(self, x: [[u8; 2]; 8]) -> [f32; 8] {
+        x.map(|x| f16_to_f32(u16::from_le_bytes(x)))
+    }
+
+    #[inline(always)]
+    fn halves16(self, x: &[u16; LANES]) -> Self::F {
+        x.map(f16_to_f32)
+    }
+
+    #[inline(always)]
+    fn transpose_groups(self, x: &[[f32; 8]; LANES]) -> [Self::F; 8] {
+        std::array::from_fn(|g| std::array::from_fn(|r| x[r][g]))
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> Self::V {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn to_float(self, x: Self::V) -> Self::F {
+        x.map(|x| x as f32)
+    }
+
+    #[inline(always)]
+    fn add_i32(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|r| a[r].wrapping_add(b[r]))
+    }
+
+    #[inline(always)]
+    fn mul_add_i32(self, acc: Self::V, a: Self::V, b: &[i32; LANES]) -> Self::V {
+        std::array::from_fn(|r| acc[r].wrapping_add(a[r].wrapping_mul(b[r])))
+    }
+
+    #[inline(always)]
+    fn scale_i32(self, a: &[i32; LANES], b: i32, out: &mut [i32; LANES]) {
+        *out = a.map(|a| a.wrapping_mul(b));
+    }
+
+    #[inline(always)]
+    fn dot4(self, acc: Self::V, w: &[u8; 64], a: i32) -> Self::V {
+        let a = a.to_le_bytes();
+        std::array::from_fn(|r| {
+            (0..4).fold(acc[r], |s, i| s + i32::from(w[4 * r + i]) * i32::from(a[i] as i8))
+        })
+    }
+
+    #[inline(always)]
+    fn start_full(self, start: i32) -> Self::V {
+        [start; LANES]
+    }
+
+    #[inline(always)]
+    fn dot4_full(self, acc: Self::V, w: &[u8; 64], a: i32) -> Self::V {
+        self.dot4(acc, w, a)
+    }
+
+    #[inline(always)]
+    fn dot2(self, acc: Self::V, w: &[i16; 32], a: i32) -> Self::V {
+        let (low, high) = (i32::from(a as i16), a >> 16);
+        std::array::from_fn(|r| {
+            acc[r].wrapping_add(i32::from(w[2 * r]) * low + i32::from(w[2 * r + 1]) * high)
+        })
+    }
+
+    #[inline(always)]
+    fn transpose_words(self, rows: &[[u8; 64]; LANES], out: &mut [[u8; 64]; LANES]) {
+        for (r, row) in rows.iter().enumerate() {
+            for (k, word) in row.as_chunks::<4>().0.iter().enumerate() {
+                out[k][4 * r..4 * r + 4].copy_from_slice(word);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn no_lanes(self) -> Self::S {
+        0
+    }
+
+    #[inline(always)]
+    fn no_units(self) -> Self::U {
+        [0; 8]
+    }
+
+    #[inline(always)]
+    fn dot_super<const SIGNED: bool>(
+        self,
+        codes: &[Self::Q; 4],
+        scales: &[i16; 16],
+        a: &ActChunk,
+    ) -> Self::S {
+        let offset = if SIGNED { SUPER_OFFSET } else { 0 };
         let mut sum = 0i32;
-        for (s, &scale) in w.scales.iter().enumerate() {
+        for (s, &scale) in scales.iter().enumerate() {
             let scale = i32::from(scale) * i32::from(a.steps[s]);
-            sum = sum.wrapping_add(scale.wrapping_mul(dot_range(w, a, s * SUB, SUB)));
+            sum = sum.wrapping_add(scale.wrapping_mul(dot_range(codes, offset, a, s * SUB, SUB)));
         }
         sum
     }
 
     #[inline(always)]
-    fn dot_groups<const SIGNED: bool>(self, w: &Chunk, a: &ActChunk) -> [i32; 8] {
-        std::array::from_fn(|g| dot_range(w, a, g * GROUP, GROUP))
+    fn dot_mins(self, mins: &[i16; 16], a: &ActChunk) -> Self::S {
+        mins.iter().zip(&a.sums).map(|(&m, &a)| i32::from(m) * i32::from(a)).fold(0, i32::wrapping_add)
     }
 
     #[inline(always)]
-    fn dot_sums(self, a: &[i16; 16], b: &[i16; 16]) -> i32 {
-        a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).fold(0, i32::wrapping_add)
-    }
-
-    #[inline(always)]
-    fn bytes(self, x: &[u8; 32]) -> Self::B {
+    fn sum_rows(self, x: &[Self::S; LANES]) -> Self::V {
         *x
     }
 
     #[inline(always)]
-    fn nibbles(self, x: &[u8; 16]) -> Self::B {
-        std::array::from_fn(|i| if i < 16 { x[i] & 15 } else { x[i - 16] >> 4 })
+    fn dot_units(self, codes: &[Self::Q; 4], a: &ActChunk) -> Self::U {
+        std::array::from_fn(|g| dot_range(codes, GROUPED_OFFSET, a, g * GROUP, GROUP))
     }
 
     #[inline(always)]
-    fn put(self, x: Self::B, out: &mut [i8; 32]) {
-        *out = x.map(|x| x as i8);
+    fn sum_units(self, x: &[Self::U; LANES], _: &ActChunk) -> [Self::V; 8] {
+        std::array::from_fn(|g| std::array::from_fn(|r| x[r][g]))
     }
 
     #[inline(always)]
-    fn splat_byte(self, x: u8) -> Self::B {
-        [x; 32]
+    fn prefetch(self, _: &[u8], _: usize) {}
+
+    #[inline(always)]
+    fn spread(self, x: Self::Q, at: &[u8; 8]) -> [i16; 16] {
+        std::array::from_fn(|i| i16::from(x[usize::from(at[i / 2])]))
     }
 
     #[inline(always)]
-    fn and(self, a: Self::B, b: Self::B) -> Self::B {
+    fn twice(self, x: [u8; 8]) -> [i16; 16] {
+        std::array::from_fn(|i| i16::from(x[i / 2]))
+    }
+
+    #[inline(always)]
+    fn widen(self, x: [i8; 16]) -> [i16; 16] {
+        x.map(i16::from)
+    }
+
+    #[inline(always)]
+    fn bytes(self, x: &[u8; 64]) -> Self::Q {
+        *x
+    }
+
+    #[inline(always)]
+    fn bytes2(self, low: &[u8; 32], high: &[u8; 32]) -> Self::Q {
+        std::array::from_fn(|i| if i < 32 { low[i] } else { high[i - 32] })
+    }
+
+    #[inline(always)]
+    fn nibbles(self, low: &[u8; 16], high: &[u8; 16]) -> Self::Q {
+        std::array::from_fn(|i| {
+            let byte = if i < 32 { low[i % 16] } else { high[i % 16] };
+            if i % 32 < 16 { byte & 15 } else { byte >> 4 }
+        })
+    }
+
+    #[inline(always)]
+    fn words(self, x: [u64; 8]) -> Self::Q {
+        bytemuck::cast(x.map(u64::to_le))
+    }
+
+    #[inline(always)]
+    fn put(self, x: Self::Q, out: &mut [u8; 64]) {
+        *out = x;
+    }
+
+    #[inline(always)]
+    fn splat_byte(self, x: u8) -> Self::Q {
+        [x; 64]
+    }
+
+    #[inline(always)]
+    fn and(self, a: Self::Q, b: Self::Q) -> Self::Q {
         std::array::from_fn(|i| a[i] & b[i])
     }
 
     #[inline(always)]
-    fn or(self, a: Self::B, b: Self::B) -> Self::B {
+    fn or(self, a: Self::Q, b: Self::Q) -> Self::Q {
         std::array::from_fn(|i| a[i] | b[i])
     }
 
     #[inline(always)]
-    fn sub(self, a: Self::B, b: Self::B) -> Self::B {
-        std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
+    fn xor(self, a: Self::Q, b: Self::Q) -> Self::Q {
+        std::array::from_fn(|i| a[i] ^ b[i])
     }
 
     #[inline(always)]
-    fn shr<const N: i32>(self, x: Self::B) -> Self::B {
-        x.map(|x| x >> N)
+    fn add(self, a: Self::Q, b: Self::Q) -> Self::Q {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
     }
 
     #[inline(always)]
-    fn shl<const N: i32>(self, x: Self::B) -> Self::B {
-        x.map(|x| x << N)
+    fn shr<const LOW: u32, const HIGH: u32>(self, x: Self::Q) -> Self::Q {
+        std::array::from_fn(|i| x[i] >> if i < 32 { LOW } else { HIGH })
     }
 
     #[inline(always)]
-    fn lookup16(self, table: &[i8; 16], indices: Self::B) -> Self::B {
-        indices.map(|i| table[usize::from(i & 15)] as u8)
+    fn shl<const LOW: u32, const HIGH: u32>(self, x: Self::Q) -> Self::Q {
+        std::array::from_fn(|i| x[i] << if i < 32 { LOW } else { HIGH })
+    }
+
+    #[inline(always)]
+    fn lookup16(self, table: &[u8; 16], indices: Self::Q) -> Self::Q {
+        indices.map(|i| table[usize::from(i & 15)])
+    }
+
+    #[inline(always)]
+    fn lookup256(self, table: &[u8; 256], indices: Self::Q) -> Self::Q {
+        indices.map(|i| table[usize::from(i)])
+    }
+
+    #[inline(always)]
+    fn lookup64(self, table: &[u8; 64], indices: Self::Q) -> Self::Q {
+        indices.map(|i| table[usize::from(i & 63)])
+    }
+
+    #[inline(always)]
+    fn pick(self, low: Self::Q, high: Self::Q, at: &[u8; 64]) -> Self::Q {
+        at.map(|at| if at < 64 { low[usize::from(at)] } else { high[usize::from(at % 64)] })
+    }
+
+    #[inline(always)]
+    fn fields(self, words: Self::Q, at: [u8; 8]) -> Self::Q {
+        let words: [u64; 8] = bytemuck::cast(words);
+        std::array::from_fn(|i| u64::from_le(words[i / 8]).rotate_right(u32::from(at[i % 8])) as u8)
+    }
+
+    #[inline(always)]
+    fn parity_signs(self, x: Self::Q) -> Self::Q {
+        x.map(|x| x & 127 | ((x & 127).count_ones() as u8 & 1) << 7)
+    }
+
+    #[inline(always)]
+    fn negate(self, x: Self::Q, offset: u8, signs: Self::Q, quarter: usize) -> Self::Q {
+        std::array::from_fn(|i| {
+            let negative = signs[8 * quarter + i / 8] >> (i % 8) & 1 == 1;
+            if negative { offset.wrapping_mul(2).wrapping_sub(x[i]) } else { x[i] }
+        })
     }
 }

@@ -17,7 +17,7 @@ use crate::error::{Error, expect_len};
 use crate::float;
 use crate::isa::{Isa, LANES};
 use crate::math;
-use crate::matmul::{Columns, Job, Precision, matmul, run};
+use crate::matmul::{Columns, Job, Precision, matmul, read_column, run};
 use crate::matrix::Matrix;
 use crate::par;
 
@@ -216,13 +216,16 @@ fn per_head(
     let picks: Vec<Vec<u32>> =
         (0..heads).map(|head| (0..n).map(|t| (t * heads + head) as u32).collect()).collect();
     picks.iter().enumerate().for_each(|(head, pick)| see(head, pick));
-    let mut by_row = vec![0.0; heads * rows * n];
-    let slabs = by_row.chunks_exact_mut(rows * n);
+    let mut panels = vec![0.0; heads * rows * n];
+    let slabs = panels.chunks_exact_mut(rows * n);
     let jobs = stack.iter().zip(&picks).zip(slabs);
     run(jobs.map(|((w, pick), out)| Job { w: *w, x: columns, pick: Some(pick), out }).collect());
-    let mut out = vec![0.0; by_row.len()];
-    // [heads * rows][n] to [n][heads * rows]
-    crate::matmul::transpose(&by_row, n, &mut out);
+    let mut out = vec![0.0; panels.len()];
+    par::for_chunks(&mut out, heads * rows, |token, out| {
+        for (panels, out) in panels.chunks_exact(rows * n).zip(out.chunks_exact_mut(rows)) {
+            read_column(panels, n, token, out);
+        }
+    });
     out
 }
 

@@ -15,9 +15,9 @@
 use super::{Norm, Observation, Observer, add, expect_shape};
 use crate::dispatch::{Op, dispatch};
 use crate::error::{Error, expect_len};
-use crate::isa::Isa;
+use crate::isa::{Isa, LANES};
 use crate::math;
-use crate::matmul::{Columns, Job, Precision, matmul, run};
+use crate::matmul::{Columns, Job, Precision, matmul, read_column, run};
 use crate::matrix::Matrix;
 use crate::par;
 
@@ -313,11 +313,12 @@ fn experts_forward(
     debug_assert_eq!(x.len(), n * d);
     par::for_chunks(x, d, |token, x| {
         let choices = token * chosen.used..(token + 1) * chosen.used;
-        let mut sum = vec![0.0; d];
+        let (mut sum, mut row) = (vec![0.0; d], vec![0.0; d]);
         for (&(e, column), &weight) in place[choices.clone()].iter().zip(&chosen.weights[choices]) {
-            let (start, stride) = (starts[e as usize] * d, counts[e as usize]);
-            for (j, sum) in sum.iter_mut().enumerate() {
-                *sum += weight * down[start + j * stride + column];
+            let (start, count) = (starts[e as usize] * d, counts[e as usize]);
+            read_column(&down[start..start + count * d], count, column, &mut row);
+            for (sum, x) in sum.iter_mut().zip(&row) {
+                *sum += weight * x;
             }
         }
         add(x, &sum);
@@ -325,7 +326,7 @@ fn experts_forward(
     Ok(())
 }
 
-/// `silu(gate) * up` over slabs of `[ff][count]`; the result is `[slots][ff]`.
+/// `silu(gate) * up` over slabs of panels (see [`Job`]); the result is `[slots][ff]`.
 fn swiglu_slabs(gate: &[f32], up: &[f32], ff: usize, counts: &[usize]) -> Vec<f32> {
     let mut out = vec![0.0; gate.len()];
     let mut tasks = Vec::new();
@@ -366,10 +367,11 @@ impl Op for Swiglu<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
         for (column, out) in self.out.chunks_exact_mut(self.ff).enumerate() {
-            let column = self.first + column;
-            for (row, out) in out.iter_mut().enumerate() {
-                let at = row * self.count + column;
-                *out = math::swiglu(self.gate[at], self.up[at]);
+            for (panel, out) in out.chunks_mut(LANES).enumerate() {
+                let at = panel * LANES * self.count + (self.first + column) * out.len();
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = math::swiglu(self.gate[at + i], self.up[at + i]);
+                }
             }
         }
     }
