@@ -5,6 +5,7 @@
 //! [`formats`]; `docs/kernels.md` tells the story.
 #![deny(unsafe_code)]
 
+pub mod bandwidth;
 pub mod chunk;
 pub mod convert;
 pub mod dispatch;
@@ -18,6 +19,7 @@ pub mod matmul;
 pub mod matrix;
 pub mod ops;
 pub mod par;
+pub mod profile;
 
 pub use dispatch::{Level, dispatch, level, levels, set_level};
 pub use error::Error;
