@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from importlib.metadata import entry_points
 import pytest
 
 from commandline import KIZAMI, SOURCE, json_of, kizami, one_error
-from kizami import GGUF, demo
+from kizami import GGUF, bench, demo, load, system
 from kizami.cli import COMMANDS, cli
 from kizami.cli import quantize as quantize_command
 from kizami.cli.options import SIZE, TOKENS
@@ -88,6 +89,9 @@ def test_tokens_as_people_write_them(written, found):
         (["run", SOURCE, "hello " * 100, "--ctx", "64"], "context of 64"),
         (["run", SOURCE], "stdin is empty"),
         (["bench", SOURCE, "-p", "1M"], "1048576"),
+        (["bench", SOURCE, "-p", "32,many"], "'many'"),
+        (["bench", SOURCE, "-n", "32", "-d", "1M"], "1048576"),
+        (["bench", SOURCE, "-p", "0", "-n", "0"], "0 tests"),
     ],
 )
 def test_wrong_usage_is_one_line_and_code_2(args, fragment, tmp_path, monkeypatch):
@@ -238,10 +242,38 @@ def test_run_raw_and_sampled(q4k):
 
 
 def test_bench(q4k):
-    found = json_of(kizami("bench", q4k, "-p", 32, "-n", 4, "--json", "--threads", 2))
-    assert set(found) == {"pp", "tg", "threads", "isa"} and found["threads"] == 2
-    assert found["pp"] > 0 and found["tg"] > 0
-    assert "tokens/s" in kizami("bench", q4k, "-p", 8, "-n", 2).stdout
+    found = json_of(kizami("bench", q4k, "-p", "32,8", "-n", 4, "-d", "0,16", "-r", 2, "--json", "-t", 2))
+    assert found["threads"] == 2 and found["isa"] in system.info()["isa_available"] and found["bandwidth"] > 0
+    names = [(t["test"], t["depth"]) for t in found["tests"]]
+    assert names == [("pp32", 0), ("pp8", 0), ("pp32", 16), ("pp8", 16), ("tg4", 0), ("tg4", 16)]
+    for t in found["tests"]:
+        assert (
+            t["tokens_per_s"] > 0 and t["macs_per_s"] > 0 and len(t["samples"]) == 2 and t["profile"] is None
+        )
+        assert (t["bandwidth_share"] is None) == t["test"].startswith("pp")
+
+
+def test_bench_profile(q4k):
+    (test,) = json_of(kizami("bench", q4k, "-p", 0, "-n", 2, "--profile", "--json"))["tests"]
+    operations = test["profile"]
+    assert operations[-1]["op"] == "rest" and "output" in [op["op"] for op in operations]
+    assert sum(op["share"] for op in operations) == pytest.approx(1.0)
+    assert sum(op["ms_per_token"] for op in operations) == pytest.approx(1000 / test["tokens_per_s"], rel=0.9)
+    shown = kizami("bench", q4k, "-p", 8, "-n", 2, "--profile").stdout
+    for fragment in ("tokens/s", "of memory", "memory read at", "ms/token", "rest"):
+        assert fragment in shown
+
+
+def test_active_weights_are_those_of_the_used_experts(q4k):
+    model = load(q4k)
+    config, source = model.config, model.source
+    nbytes, macs = bench.active(model)
+    everything = sum(source[name].nbytes for name in source)
+    experts = sum(source[name].nbytes for name in source if "_exps." in name)
+    table = source["token_embd.weight"]
+    expected = everything - experts + experts * config.n_expert_used / config.n_expert
+    assert nbytes == pytest.approx(expected - table.nbytes + table.nbytes / table.shape[0])
+    assert 0 < macs < sum(math.prod(source[name].shape) for name in source)
 
 
 def test_demo(small, monkeypatch):

@@ -1,80 +1,196 @@
-"""How many tokens per second a model reads and writes.
+"""How many tokens per second a model reads and writes, against what the machine's memory allows.
 
-Knows how to time one prefill and a run of single-token steps; not how results are shown. The tokens are
-random: their values do not change the work, except which experts a router picks.
+Knows how to time prompts and single-token steps at a depth, and which weights a token touches; not how
+results are shown. The tokens are random: their values do not change the work, except which experts a router
+picks.
 """
 
 from __future__ import annotations
 
+import math
+import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from kizami import _core
+from kizami import _core, system
 from kizami.engine import PREFILL, Model
 from kizami.errors import UsageError
 from kizami.layers import Segment
 
 REPEATS = 3
+Progress = Callable[[str, int, int], None]
 
 
 def run(
     model: Model,
-    n_prompt: int = 512,
-    n_generate: int = 64,
+    prompts: Sequence[int] = (512,),
+    generations: Sequence[int] = (64,),
+    depths: Sequence[int] = (0,),
     *,
-    progress: Callable[[str, int, int], None] | None = None,
+    repeats: int = REPEATS,
+    profile: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Times a prompt of `n_prompt` tokens and, from an empty cache, `n_generate` single-token steps.
+    """Times prompts, and runs of single-token steps, that follow `depth` tokens already in the cache.
 
-    Each is run once to warm up and then three times; the median counts. Sampling is not part of it.
+    Filling the cache is not timed, nor are sampling and a first warming-up; the median of `repeats` counts.
 
     Args:
         model: from `kizami.load`.
-        n_prompt, n_generate: tokens, 1 to the model's context.
+        prompts, generations: tokens of each test; empty for none.
+        depths: each test is run at each of them.
+        profile: also say where the time went.
         progress: called with (stage, done, total).
 
     Returns:
-        pp and tg in tokens per second, threads, isa.
+        threads, isa, bandwidth (bytes per second of a streaming read with these threads, the better of before
+        and after) and tests, a list of: test (`pp512`), tokens, depth, tokens_per_s, samples (seconds) and
+        macs_per_s; bytes_per_token (weights it touches), bytes_per_s and bandwidth_share, None for prompts,
+        whose tokens share the weights; profile, the list of `operations`, None if not asked for.
 
     Raises:
-        UsageError: more tokens than the model's context holds.
+        UsageError: nothing to do, no repeats, or more tokens than the model's context holds.
     """
+    tests = [("pp", n, depth) for depth in depths for n in prompts]
+    tests += [("tg", n, depth) for depth in depths for n in generations]
     limit = model.config.n_ctx_train
-    for label, count in (("prompt", n_prompt), ("generation", n_generate)):
-        if not 1 <= count <= limit:
-            raise UsageError(f"{label}: found {count} tokens, expected 1 to the model's context of {limit}")
-    ids = np.random.default_rng(0).integers(0, model.tokenizer.vocab_size, max(n_prompt, n_generate))
-    return {
-        "pp": n_prompt / _median(lambda: _prefill(model, ids[:n_prompt]), "prompt", progress),
-        "tg": n_generate / _median(lambda: _decode(model, ids[:n_generate]), "generation", progress),
-        "threads": _core.threads(),
-        "isa": _core.isa(),
-    }
+    for kind, n, depth in tests:
+        if n < 1 or depth < 0 or n + depth > limit:
+            raise UsageError(
+                f"{label(kind, n, depth)}: found {n} tokens after {depth}, "
+                f"expected at least one and together at most the model's context of {limit}"
+            )
+    if not tests or repeats < 1:
+        raise UsageError(
+            f"bench: found {len(tests)} tests and {repeats} repeats, expected one or more of both"
+        )
+    buffer = min(1 << 30, (system.memory() or 1 << 33) // 8)
+    bandwidth = _core.read_bandwidth(buffer)
+    timed = [_time(model, *test, repeats, profile, progress) for test in tests]
+    bandwidth = max(bandwidth, _core.read_bandwidth(buffer))
+    nbytes, macs = active(model)
+    results = []
+    for (kind, n, depth), (samples, recorded) in zip(tests, timed, strict=True):
+        rate = n / statistics.median(samples)
+        alone = kind == "tg"
+        results.append(
+            {
+                "test": f"{kind}{n}",
+                "tokens": n,
+                "depth": depth,
+                "tokens_per_s": rate,
+                "samples": samples,
+                "macs_per_s": macs * rate,
+                "bytes_per_token": nbytes if alone else None,
+                "bytes_per_s": nbytes * rate if alone else None,
+                "bandwidth_share": nbytes * rate / bandwidth if alone else None,
+                "profile": operations(recorded, sum(samples), n * repeats) if profile else None,
+            }
+        )
+    return {"threads": _core.threads(), "isa": _core.isa(), "bandwidth": bandwidth, "tests": results}
 
 
-def _median(work: Callable[[], None], stage: str, progress: Callable[[str, int, int], None] | None) -> float:
-    seconds = []
-    for done in range(REPEATS + 1):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-        if progress:
-            progress(stage, done + 1, REPEATS + 1)
-    return statistics.median(seconds[1:])
+def label(kind: str, tokens: int, depth: int) -> str:
+    """Name of a test: `pp512`, `tg64 @ 4096`."""
+    return f"{kind}{tokens}" + (f" @ {depth}" if depth else "")
 
 
-def _prefill(model: Model, ids: np.ndarray) -> None:
+def active(model: Model) -> tuple[float, float]:
+    """Bytes of weights that one token alone touches, and multiply-accumulates with them.
+
+    Of the routed experts those that are used count, of the embedding table one row. What attention does with
+    the cache is not part of it.
+    """
+    config, source = model.config, model.source
+    experts = getattr(config, "n_expert", 0)
+    nbytes = macs = 0.0
+    for name in source:
+        layer = re.match(r"blk\.(\d+)\.", name)
+        if layer and int(layer[1]) >= config.n_layer:
+            continue  # layers for multi-token prediction are not run
+        tensor = source[name]
+        size = math.prod(tensor.shape)
+        share = config.n_expert_used / experts if experts and "_exps." in name else 1.0
+        if name == "token_embd.weight":
+            nbytes += tensor.nbytes / tensor.shape[0]
+            share = 0.0 if "output.weight" in source else 1.0
+        nbytes += tensor.nbytes * share
+        macs += size * share if len(tensor.shape) > 1 else 0.0
+    return nbytes, macs
+
+
+def operations(
+    recorded: Sequence[tuple[str, int, int, int, int]], seconds: float, tokens: int
+) -> list[dict[str, Any]]:
+    """What `_core.profile_take` gave, per token, the longest first and last the rest of the time.
+
+    Args:
+        seconds, tokens: of the whole.
+
+    Returns:
+        op, calls, ms_per_token, share of the time, bytes_per_s and macs_per_s (null where there are none).
+    """
+    rows: list[dict[str, Any]] = []
+    for name, calls, ns, macs, nbytes in sorted(recorded, key=lambda entry: -entry[2]):
+        rows.append(
+            {
+                "op": name,
+                "calls": calls,
+                "ms_per_token": ns / 1e6 / tokens,
+                "share": ns / 1e9 / seconds,
+                "bytes_per_s": nbytes * 1e9 / ns if nbytes and ns else None,
+                "macs_per_s": macs * 1e9 / ns if macs and ns else None,
+            }
+        )
+    rest = seconds - sum(entry[2] for entry in recorded) / 1e9
+    rows.append(
+        {
+            "op": "rest",
+            "calls": None,
+            "ms_per_token": rest * 1e3 / tokens,
+            "share": rest / seconds,
+            "bytes_per_s": None,
+            "macs_per_s": None,
+        }
+    )
+    return rows
+
+
+def _time(
+    model: Model, kind: str, n: int, depth: int, repeats: int, profile: bool, progress: Progress | None
+) -> tuple[list[float], list[tuple[str, int, int, int, int]]]:
+    """Seconds of each repeat, and the profile of them all."""
+    ids = np.random.default_rng(0).integers(0, model.tokenizer.vocab_size, depth + n)
     cache = model.new_cache()
+    _prefill(model, cache, ids[:depth])
+    work, warming = (_prefill, PREFILL) if kind == "pp" else (_decode, 4)
+    work(model, cache, ids[depth : depth + warming])
+    samples = []
+    try:
+        _core.profile_take()
+        _core.profile(profile)
+        for done in range(repeats):
+            cache.truncate(depth)
+            start = time.perf_counter()
+            work(model, cache, ids[depth:])
+            samples.append(time.perf_counter() - start)
+            if progress:
+                progress(label(kind, n, depth), done + 1, repeats)
+    finally:
+        _core.profile(False)
+    return samples, _core.profile_take()
+
+
+def _prefill(model: Model, cache: _core.Cache, ids: np.ndarray) -> None:
     for first in range(0, len(ids), PREFILL):
         last = first + PREFILL >= len(ids)
         model.step([Segment(ids[first : first + PREFILL], cache, wanted=int(last))])
 
 
-def _decode(model: Model, ids: np.ndarray) -> None:
-    cache = model.new_cache()
+def _decode(model: Model, cache: _core.Cache, ids: np.ndarray) -> None:
     for token in ids:
         model.step([Segment([int(token)], cache)])

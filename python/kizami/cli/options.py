@@ -69,6 +69,7 @@ def _set_threads(_ctx: click.Context, _param: click.Parameter, value: int | None
 
 
 threads_option = click.option(
+    "-t",
     "--threads",
     metavar="N",
     type=click.IntRange(1, 4096),

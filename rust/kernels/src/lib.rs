@@ -5,6 +5,7 @@
 //! [`formats`]; `docs/kernels.md` tells the story.
 #![deny(unsafe_code)]
 
+pub mod bandwidth;
 pub mod chunk;
 mod columns;
 pub mod convert;
@@ -21,6 +22,7 @@ pub mod matrix;
 pub mod ops;
 mod panel;
 pub mod par;
+pub mod profile;
 
 pub use dispatch::{Level, dispatch, level, levels, set_level};
 pub use error::Error;

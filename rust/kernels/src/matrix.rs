@@ -53,6 +53,11 @@ impl<'a> Matrix<'a> {
         self.cols
     }
 
+    /// Bytes of the weights and their scales.
+    pub fn nbytes(&self) -> usize {
+        size_of_val(self.data) + size_of_val(self.scales)
+    }
+
     /// Chunks in a row, the last possibly short.
     pub fn chunks(&self) -> usize {
         self.cols.div_ceil(CHUNK)

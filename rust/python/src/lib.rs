@@ -39,6 +39,27 @@ fn threads() -> usize {
     kernels::par::threads()
 }
 
+/// Starts or stops recording what each operation takes.
+#[pyfunction]
+fn profile(on: bool) {
+    kernels::profile::record(on);
+}
+
+/// What was recorded since the last call.
+#[pyfunction]
+fn profile_take() -> Vec<(&'static str, u64, u64, u64, u64)> {
+    let entries = kernels::profile::take();
+    entries.into_iter().map(|e| (e.name, e.calls, e.nanoseconds, e.macs, e.bytes)).collect()
+}
+
+/// Bytes per second that all threads together read from a buffer of `bytes`.
+#[pyfunction]
+#[pyo3(signature = (bytes=1 << 30, passes=5))]
+fn read_bandwidth(py: Python<'_>, bytes: usize, passes: usize) -> PyResult<f64> {
+    let found = py.detach(|| kernels::bandwidth::read(bytes, passes));
+    found.ok_or_else(|| error::usage(format!("bandwidth: no memory for a buffer of {bytes} bytes")))
+}
+
 /// The instruction set in use.
 #[pyfunction]
 fn isa() -> &'static str {
@@ -74,5 +95,7 @@ mod _core {
     #[pymodule_export]
     use super::tensor::Tensor;
     #[pymodule_export]
-    use super::{after_fork, isa, isa_available, set_isa, set_threads, threads};
+    use super::{
+        after_fork, isa, isa_available, profile, profile_take, read_bandwidth, set_isa, set_threads, threads,
+    };
 }

@@ -4,10 +4,12 @@ use super::{Norm, Observation, Observer, expect_shape};
 use crate::error::{Error, expect_len};
 use crate::matmul::{Columns, Precision, dequantize, matmul};
 use crate::matrix::Matrix;
+use crate::profile;
 
 /// Rows of the embedding table: `[ids][d]`.
 pub fn embed(table: &Matrix<'_>, ids: &[u32]) -> Result<Vec<f32>, Error> {
     let d = table.cols();
+    let _span = profile::span("token_embd", 0, ids.len() * (table.nbytes() / table.rows().max(1)));
     let mut out = vec![0.0; ids.len() * d];
     for (&id, row) in ids.iter().zip(out.chunks_exact_mut(d)) {
         dequantize(table, id as usize, row)?;
@@ -26,6 +28,7 @@ pub fn logits(
     let d = norm.weight.len();
     expect_shape("output", output, output.rows(), d)?;
     expect_len("hidden states", x.len() % d.max(1), 0)?;
+    let _span = profile::linear("output", output, x.len() / d);
     let h = norm.apply(x, d);
     if let Some(observer) = observer {
         observer(Observation { role: "output", index: 0, count: 1, cols: d, x: &h, pick: None });

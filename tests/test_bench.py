@@ -1,0 +1,136 @@
+"""The scripts under bench/: random models are sane, figures of peers are read and compared right."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kizami import _core
+from kizami.plan import TYPES
+from kizami.tokenizer import Tokenizer
+
+SCRIPTS = str(Path(__file__).parent.parent / "bench")
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import make_model
+    import peers
+    import report
+
+    return make_model, peers, report
+
+
+@pytest.mark.parametrize("kind", [name for name, t in TYPES.items() if t["ggml_id"] is not None])
+def test_random_weights_have_the_deviation_asked_for(scripts, kind):
+    make_model, _, _ = scripts
+    shape, scale = (512, 1024), 1024**-0.5
+    data = make_model.tensor_bytes(np.random.default_rng(1), kind, "blk.0.ffn_up.weight", shape, scale)
+    weights = _core.Tensor(kind, shape, [data]).dequantize()
+    assert np.isfinite(weights).all()
+    assert weights.std() == pytest.approx(scale, rel=0.05)
+    # IQ4_NL's codes are not centred: all alike often, their mean is a tenth of their deviation.
+    assert abs(weights.mean()) < 0.1 * scale
+
+
+def test_rows_that_do_not_divide_fall_back(scripts):
+    make_model, _, _ = scripts
+    rules = [*make_model.MIXES["dynamic"][:2], ("down_exps", "IQ2_XXS"), ("", "IQ1_S")]
+    types = make_model.choose(make_model.moe()[1], rules)
+    assert types["blk.0.attn_k_b.weight"] == "IQ4_NL"
+    assert types["blk.1.ffn_down_exps.weight"] == "IQ2_XXS" and types["blk.1.ffn_up_exps.weight"] == "IQ1_S"
+    assert types["blk.1.ffn_gate_inp.weight"] == types["output_norm.weight"] == "F32"
+
+
+@pytest.mark.parametrize("shape", ["moe", "dense"])
+def test_the_tokenizer_of_random_models_reads_text(scripts, shape):
+    make_model, _, _ = scripts
+    metadata, shapes = make_model.SHAPES[shape]()
+    tokenizer = Tokenizer.from_metadata({key: value for key, _, value in metadata})
+    assert tokenizer.vocab_size == shapes["token_embd.weight"][0]
+    assert tokenizer.decode(tokenizer.encode("Straße, 7 + 8\n")) == "Straße, 7 + 8\n"
+
+
+PEER = """
+import json, sys
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+seen = [(int(n), 0) for n in given["-p"].split(",") if n != "0"]
+seen += [(0, int(n)) for n in given["-n"].split(",") if n != "0"]
+if "-gp" in given:
+    seen.append(tuple(map(int, given["-gp"].split(","))))
+tests = []
+for depth in map(int, given.get("-d", "0").split(",")):
+    for prompt, tokens in seen:
+        # A token takes a millisecond and a microsecond for each one before it.
+        before = depth + (prompt if tokens else 0)
+        n = tokens or prompt
+        seconds = n * 1e-3 + 1e-6 * (n * before + n * n / 2)
+        tests.append({"build_commit": "abc", "build_number": 7, "n_prompt": prompt, "n_gen": tokens,
+                      "n_depth": depth, "avg_ns": seconds * 1e9, "avg_ts": n / seconds})
+print(json.dumps(tests))
+"""
+
+
+def test_peers_without_depth_are_timed_as_those_with_it(scripts, tmp_path):
+    _, peers, _ = scripts
+    command = [sys.executable, "-c", PEER]
+    job = peers.Job(tmp_path / "model.gguf", [128, 512], [64], [0, 256], 2)
+    with_depth = peers.Llama("llama.cpp", "fa", command)
+    without = peers.Ik("ik_llama.cpp", "default", command)
+    expected = {(f.test, f.depth): f.tokens_per_s for f in with_depth.measure(job, 60)}
+    found = {(f.test, f.depth): f.tokens_per_s for f in without.measure(job, 60)}
+    assert len(expected) == 6 and found == pytest.approx(expected)
+    assert with_depth.version == without.version == "abc (7)"
+
+
+@pytest.mark.parametrize(
+    "program, fragment",
+    [
+        ("import sys; sys.exit('no such model')", "no such model"),
+        ("print('[{}]')", "build_commit"),
+        ("print('ready')", "no JSON"),
+        ("import time; time.sleep(60)", "no result after"),
+    ],
+)
+def test_a_peer_that_fails_is_recorded(scripts, tmp_path, program, fragment):
+    _, peers, report = scripts
+    engine = peers.Llama("llama.cpp", "fa", [sys.executable, "-c", program])
+    job = peers.Job(tmp_path / "model.gguf", [128], [], [0], 1)
+    (row,) = peers.measure(engine, job, 1.0)
+    assert fragment in row["error"] and row.keys() <= set(report.COLUMNS)
+
+
+def test_ratios_are_to_the_best_setting_by_medians(scripts, tmp_path, capsys):
+    _, peers, report = scripts
+    rows = []
+    for engine, setting, rates in [
+        ("kizami", "default", [100, 300, 200]),
+        ("llama.cpp", "fa", [10, 500, 50]),
+        ("llama.cpp", "no fa", [80, 80, 80]),
+    ]:
+        for number, rate in enumerate(rates):
+            row = dict.fromkeys(report.COLUMNS, "") | {"engine": engine, "setting": setting, "model": "m"}
+            rows.append(row | {"threads": "2", "test": "tg64", "depth": "0", "round": str(number)})
+            rows[-1]["tokens_per_s"] = str(rate)
+    ((case, results),) = report.best(rows).items()
+    assert case.label == "tg64"
+    assert results["llama.cpp"].setting == "no fa" and results["kizami"].tokens_per_s == 200
+    report.show(rows)
+    assert "2.50" in capsys.readouterr().out
+
+
+def test_the_whole_run_with_kizami_alone(scripts, q4k, tmp_path, monkeypatch, capsys):
+    _, peers, report = scripts
+    out = tmp_path / "peers.csv"
+    arguments = ["--tests", "pp8,tg2", "--depths", "0,8", "--threads", "1", "--rounds", "1", "--csv"]
+    monkeypatch.setattr(sys, "argv", ["peers.py", str(q4k), *arguments, str(out)])
+    peers.main()
+    rows = report.read(out)
+    assert [(r["test"], r["depth"]) for r in rows] == [("pp8", "0"), ("pp8", "8"), ("tg2", "0"), ("tg2", "8")]
+    assert all(json.loads(r["tokens_per_s"]) > 0 and not r["error"] for r in rows)
+    assert "no path given" in capsys.readouterr().err
