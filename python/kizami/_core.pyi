@@ -21,6 +21,7 @@ __all__ = [
     "Mla",
     "Observer",
     "Tensor",
+    "cache_types",
     "isa",
     "isa_available",
     "set_isa",
@@ -250,18 +251,26 @@ class Observer:
 
 @final
 class Cache:
-    """The latent keys of one sequence, all layers. Changed by `Mla.forward`, `advance` and `truncate`."""
+    """What one sequence keeps of its tokens, all layers. Changed by `Mla.forward`, `advance` and `truncate`."""
 
-    def __new__(cls, layers: int, width: int) -> Cache:
+    def __new__(cls, layers: int, width: int, cache_type: str = "f32") -> Cache:
         """An empty cache.
 
         Args:
             layers: number of layers.
-            width: floats per token and layer, `kv_lora_rank + rope_dims`.
+            width: numbers per token and layer: `kv_lora_rank + rope_dims`.
+            cache_type: one of `cache_types()`.
+
+        Raises:
+            UsageError: there is no such type.
         """
 
+    @property
+    def type(self) -> str:
+        """How the numbers are stored."""
+
     def __len__(self) -> int:
-        """Tokens whose keys are complete in all layers."""
+        """Tokens whose rows are complete in all layers."""
 
     def advance(self, tokens: int) -> None:
         """Declares that many more tokens complete."""
@@ -275,7 +284,7 @@ class Cache:
 
 @final
 class Mla:
-    """Multi-head latent attention of one layer, in the absorbed form, with its norm and residual.
+    """Multi-head latent attention of one layer, with its norm and residual.
 
     Source: DeepSeek-V2, arXiv:2405.04434, section 2.1.
     """
@@ -322,7 +331,10 @@ class Mla:
         activations: str = "int8",
         observer: Observer | None = None,
     ) -> None:
-        """Adds the block's output to `x`, float32 `[n, d]` contiguous, in place; appends keys to the caches.
+        """Adds the block's output to `x`, float32 `[n, d]` contiguous, in place; appends to the caches.
+
+        Long segments rebuild keys and values from the cache, short ones and those with an observer work on
+        the cached rows themselves: the same formula with its sums in another order.
 
         Args:
             caches: one per sequence, each a different one.
@@ -413,6 +425,9 @@ class Head:
         """
 
 # -- the process -------------------------------------------------------------------------------------------
+
+def cache_types() -> list[str]:
+    """The types a cache can have, largest first."""
 
 def after_fork() -> None:
     """Forgets the parent's threads; registered with ``os.register_at_fork``."""

@@ -2,7 +2,7 @@
 
 A layer is two calls, each a whole block: attention with its norm and residual, feed-forward with
 its norm and residual. That is how coarse the boundary to Rust is; what a block computes is written
-at the head of ``rust/kernels/src/ops/attention.rs`` and ``ffn.rs``. Nothing here does arithmetic.
+at the head of ``rust/kernels/src/ops/attention/mla.rs`` and ``ops/ffn.rs``. Nothing here does arithmetic.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from kizami.bench import run as run_bench
 from kizami.engine import load
 
 from . import output
-from .options import MODEL, TOKENS, json_option, threads_option
+from .options import MODEL, TOKENS, cache_type_option, json_option, threads_option
 
 
 @click.command(cls=output.Command, short_help="measure tokens per second")
@@ -19,9 +19,10 @@ from .options import MODEL, TOKENS, json_option, threads_option
 @click.option(
     "-n", "n_generate", metavar="N", type=TOKENS, default=64, show_default=True, help="Tokens to generate."
 )
+@cache_type_option
 @threads_option
 @json_option
-def bench(model: str, n_prompt: int, n_generate: int, as_json: bool) -> None:
+def bench(model: str, n_prompt: int, n_generate: int, cache_type: str, as_json: bool) -> None:
     """Measure how many tokens per second MODEL reads and writes: the median of three runs each.
 
     \b
@@ -30,7 +31,7 @@ def bench(model: str, n_prompt: int, n_generate: int, as_json: bool) -> None:
       kizami bench v3.gguf -p 2K -n 128 --threads 16 --json
     """
     with output.Progress() as progress:
-        found = run_bench(load(model), n_prompt, n_generate, progress=progress)
+        found = run_bench(load(model, cache_type=cache_type), n_prompt, n_generate, progress=progress)
     if as_json:
         output.emit(found)
         return

@@ -18,8 +18,8 @@ class Architecture(Protocol):
 
     config: Any
 
-    def new_cache(self) -> _core.Cache:
-        """An empty cache for one sequence."""
+    def new_cache(self, cache_type: str) -> _core.Cache:
+        """An empty cache for one sequence, of a type from `_core.cache_types()`."""
         ...
 
     def forward(self, batch: Batch) -> np.ndarray:

@@ -37,6 +37,10 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The sum of the lanes in the one fixed order: `i + 8`, `i + 4`, `i + 2`, `i + 1`.
     fn sum(self, x: Self::F) -> f32;
+    /// Loads sixteen f16 values, exactly.
+    fn load_half(self, x: &[u16; LANES]) -> Self::F;
+    /// Stores sixteen lanes as f16, rounded to nearest even.
+    fn store_half(self, x: Self::F, out: &mut [u16; LANES]);
 
     /// `sum over s of scales[s] * steps[s] * (sum over its 16 of code * activation)`, exact modulo 2^32.
     /// `SIGNED` says whether weight codes may be negative ([`crate::Format::SIGNED`]).

@@ -110,6 +110,28 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn load_half(self, x: &[u16; LANES]) -> Self::F {
+        // SAFETY: see the head of the file; F16C is in its list.
+        unsafe {
+            (
+                _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(8).cast())),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn store_half(self, x: Self::F, out: &mut [u16; LANES]) {
+        // SAFETY: see the head of the file; F16C is in its list.
+        unsafe {
+            let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.0);
+            let high = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.1);
+            _mm_storeu_si128(out.as_mut_ptr().cast(), low);
+            _mm_storeu_si128(out.as_mut_ptr().add(8).cast(), high);
+        }
+    }
+
+    #[inline(always)]
     fn dot<const SIGNED: bool>(self, w: &Chunk, a: &ActChunk) -> i32 {
         // SAFETY: see the head of the file; scales and steps are 16 i16 each, exactly one register.
         unsafe {

@@ -106,6 +106,21 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn load_half(self, x: &[u16; LANES]) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn store_half(self, x: Self::F, out: &mut [u16; LANES]) {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), halves);
+        }
+    }
+
+    #[inline(always)]
     fn dot<const SIGNED: bool>(self, w: &Chunk, a: &ActChunk) -> i32 {
         // SAFETY: see the head of the file; the sixteen scales widen to one register.
         unsafe {

@@ -2,6 +2,7 @@
 
 use super::{Isa, LANES};
 use crate::chunk::{ActChunk, Chunk, GROUP, SUB};
+use crate::convert::{f16_to_f32, f32_to_f16};
 
 /// Plain Rust.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +47,16 @@ impl Isa for Scalar {
             }
         }
         x[0]
+    }
+
+    #[inline(always)]
+    fn load_half(self, x: &[u16; LANES]) -> Self::F {
+        x.map(f16_to_f32)
+    }
+
+    #[inline(always)]
+    fn store_half(self, x: Self::F, out: &mut [u16; LANES]) {
+        *out = x.map(f32_to_f16);
     }
 
     #[inline(always)]
