@@ -17,10 +17,12 @@ __all__ = [
     "FfnBlock",
     "GgufFile",
     "GgufWriter",
+    "Gqa",
     "Head",
     "Mla",
     "Observer",
     "Tensor",
+    "after_fork",
     "cache_types",
     "isa",
     "isa_available",
@@ -251,14 +253,14 @@ class Observer:
 
 @final
 class Cache:
-    """What one sequence keeps of its tokens, all layers. Changed by `Mla.forward`, `advance` and `truncate`."""
+    """What one sequence keeps of its tokens, all layers. Changed by `forward`, `advance` and `truncate`."""
 
     def __new__(cls, layers: int, width: int, cache_type: str = "f32") -> Cache:
         """An empty cache.
 
         Args:
             layers: number of layers.
-            width: numbers per token and layer: `kv_lora_rank + rope_dims`.
+            width: numbers per token and layer: `kv_lora_rank + rope_dims`, or `Gqa.cache_width`.
             cache_type: one of `cache_types()`.
 
         Raises:
@@ -344,6 +346,59 @@ class Mla:
             UsageError: arguments that do not fit together.
             FormatError: shapes that do not.
         """
+
+@final
+class Gqa:
+    """Grouped-query attention of one layer, with its norm and residual.
+
+    Source: arXiv:2305.13245; biases and rotation (NeoX order) as in Qwen2, arXiv:2407.10671.
+    """
+
+    def __new__(
+        cls,
+        layer: int,
+        *,
+        norm: Tensor,
+        q: Tensor,
+        q_bias: Tensor | None,
+        k: Tensor,
+        k_bias: Tensor | None,
+        v: Tensor,
+        v_bias: Tensor | None,
+        output: Tensor,
+        heads: int,
+        groups: int,
+        eps: float,
+        scale: float,
+        rope_dims: int,
+        rope_base: float,
+    ) -> Gqa:
+        """Binds the weights.
+
+        Args:
+            layer: index in the cache, and in the names an observer files under.
+            norm: `(d,)`; q: `(heads * dims, d)`; k, v: `(groups * dims, d)`; each bias: one number per row;
+                output: `(d, heads * dims)`.
+            heads: query heads; groups: key and value heads, a divisor of it.
+            eps: of the norm; scale: of the scores; rope_dims, rope_base: of the rotary positions.
+
+        Raises:
+            FormatError: tensors that do not go together.
+        """
+
+    @staticmethod
+    def cache_width(groups: int, dims: int) -> int:
+        """Numbers per token and layer in a cache: padded keys and values of all groups."""
+
+    def forward(
+        self,
+        x: NDArray[np.float32],
+        caches: Sequence[Cache],
+        lens: Sequence[int],
+        activations: str = "int8",
+        observer: Observer | None = None,
+    ) -> None:
+        """Adds the block's output to `x`; everything as in `Mla.forward`."""
 
 @final
 class FfnBlock:

@@ -39,6 +39,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn sum(self, x: Self::F) -> f32;
     /// Loads sixteen f16 values, exactly.
     fn load_half(self, x: &[u16; LANES]) -> Self::F;
+    /// Loads sixteen signed bytes as numbers.
+    fn load_codes(self, x: &[i8; LANES]) -> Self::F;
     /// Stores sixteen lanes as f16, rounded to nearest even.
     fn store_half(self, x: Self::F, out: &mut [u16; LANES]);
 

@@ -2,7 +2,7 @@
 //! own sequence and the form its segment takes; not on instruction set, threads or the rest of the batch.
 
 use kizami_kernels::matmul::Precision;
-use kizami_kernels::ops::attention::{Cache, CacheType, EXPANDED_FROM, Mla, Segment};
+use kizami_kernels::ops::attention::{Cache, CacheType, FEW, Mla, Segment};
 use kizami_kernels::ops::{Norm, Observation, rope};
 use kizami_kernels::par::set_threads;
 use kizami_kernels::{Level, Matrix, Type, set_level};
@@ -221,8 +221,8 @@ fn short_segments_have_the_bits_of_single_tokens() {
     let x = noise(n * REAL.d, 4, 1.0);
     for ty in CacheType::ALL {
         let single = layer.steps(ty, &x, &vec![1; n]);
-        let mut lens = vec![EXPANDED_FROM - 1; n / (EXPANDED_FROM - 1)];
-        lens.push(n - lens.len() * (EXPANDED_FROM - 1));
+        let mut lens = vec![FEW - 1; n / (FEW - 1)];
+        lens.push(n - lens.len() * (FEW - 1));
         assert_eq!(bits(&layer.steps(ty, &x, &lens)), bits(&single), "{ty:?}");
     }
 }

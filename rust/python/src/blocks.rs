@@ -4,11 +4,13 @@
 
 mod cache;
 mod ffn;
+mod gqa;
 mod head;
 mod mla;
 
 pub(crate) use cache::{Cache, cache_types};
 pub(crate) use ffn::FfnBlock;
+pub(crate) use gqa::Gqa;
 pub(crate) use head::Head;
 pub(crate) use mla::Mla;
 

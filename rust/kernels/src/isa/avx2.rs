@@ -121,6 +121,16 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn load_codes(self, x: &[i8; LANES]) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let x = _mm_loadu_si128(x.as_ptr().cast());
+            let (low, high) = (_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(x, x)));
+            (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        }
+    }
+
+    #[inline(always)]
     fn store_half(self, x: Self::F, out: &mut [u16; LANES]) {
         // SAFETY: see the head of the file; F16C is in its list.
         unsafe {

@@ -112,6 +112,12 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn load_codes(self, x: &[i8; LANES]) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
     fn store_half(self, x: Self::F, out: &mut [u16; LANES]) {
         // SAFETY: see the head of the file.
         unsafe {

@@ -55,6 +55,11 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
+    fn load_codes(self, x: &[i8; LANES]) -> Self::F {
+        x.map(f32::from)
+    }
+
+    #[inline(always)]
     fn store_half(self, x: Self::F, out: &mut [u16; LANES]) {
         *out = x.map(f32_to_f16);
     }

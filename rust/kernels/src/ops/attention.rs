@@ -1,4 +1,4 @@
-//! Attention: latent ([`mla`]) over rows that sequences keep ([`cache`]).
+//! Attention: latent ([`mla`]) and grouped ([`gqa`]) over rows that sequences keep ([`cache`]).
 //!
 //! The blocks know their formulas; the sums over keys are [`prefill`]'s for many queries and [`decode`]'s for
 //! few, both on the register tiles of [`tile`]. All of it is f32, and a token's result depends on its own
@@ -6,14 +6,20 @@
 
 mod cache;
 mod decode;
+mod gqa;
 mod mla;
 mod prefill;
 mod tile;
 
 pub use cache::{Cache, CacheType};
-pub use mla::{EXPANDED_FROM, Mla};
+pub use gqa::{Biased, Gqa};
+pub use mla::Mla;
 
 use crate::error::{Error, expect_len};
+
+/// Segments of fewer tokens are computed span by span, so that a few tokens have the same bits together or one
+/// by one; longer ones may be computed tile by tile.
+pub const FEW: usize = 32;
 
 /// Some consecutive tokens of one sequence.
 pub struct Segment<'a> {

@@ -162,10 +162,12 @@ impl Cache {
                 Groups::Q8_0(stored) => {
                     let stored = &stored[at..at + groups];
                     for g in 0..groups {
-                        let scale = f16_to_f32(stored[g].scale);
-                        for (out, &code) in out[g].iter_mut().zip(&stored[g].codes) {
-                            *out = scale * f32::from(code);
-                        }
+                        let scale = isa.splat(f16_to_f32(stored[g].scale));
+                        let (from, to) =
+                            (stored[g].codes.as_chunks::<LANES>().0, out[g].as_chunks_mut::<LANES>().0);
+                        let zero = isa.splat(0.0);
+                        isa.store(isa.fma(scale, isa.load_codes(&from[0]), zero), &mut to[0]);
+                        isa.store(isa.fma(scale, isa.load_codes(&from[1]), zero), &mut to[1]);
                     }
                 }
             }

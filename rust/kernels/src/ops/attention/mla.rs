@@ -16,9 +16,9 @@
 
 use super::cache::{Cache, GROUP};
 use super::decode::{Block, HEADS, Heads, Query, attend};
-use super::prefill::{Prefill, Source, TILE};
+use super::prefill::{Prefill, Source, TILE, turn};
 use super::tile::{PANEL, Strided, panel};
-use super::{Segment, check_caches, positions};
+use super::{FEW, Segment, check_caches, positions};
 use crate::dispatch::dispatch;
 use crate::error::{Error, expect_len};
 use crate::isa::Isa;
@@ -50,9 +50,6 @@ pub struct Mla<'a> {
     /// Factor on the scores.
     pub scale: f32,
 }
-
-/// Shorter segments are absorbed, so that a few tokens have the same bits together or one by one.
-pub const EXPANDED_FROM: usize = 32;
 
 struct Dims {
     d: usize,
@@ -279,7 +276,7 @@ impl Dims {
         let pairs = len as u128 * (2 * position + len) as u128 / 2;
         let saved = (2 * self.lora).saturating_sub(self.nope + self.v) as u128;
         let rebuilt = position as u128 * (self.lora * (self.nope + self.v)) as u128;
-        len >= EXPANDED_FROM && rebuilt <= pairs * saved
+        len >= FEW && rebuilt <= pairs * saved
     }
 }
 
@@ -339,25 +336,6 @@ impl Source for Expansion<'_> {
         for p in 0..v.div_ceil(PANEL) {
             let values = &mut values[p * TILE * PANEL..][..TILE * PANEL];
             panel(isa, (count, lora), rows, weights(nope.div_ceil(PANEL) + p), values, PANEL, false);
-        }
-    }
-}
-
-/// Writes `dims` columns of `count` rows as dims `at..` of a key tile `[2][key_dims][32 keys]`.
-#[inline(always)]
-pub(super) fn turn(
-    rows: Strided<'_>,
-    count: usize,
-    dims: usize,
-    at: usize,
-    key_dims: usize,
-    keys: &mut [f32],
-) {
-    for t in 0..count {
-        let row = &rows.data[t * rows.stride..][..dims];
-        let keys = &mut keys[(t / PANEL * key_dims + at) * PANEL + t % PANEL..];
-        for d in 0..dims {
-            keys[d * PANEL] = row[d];
         }
     }
 }

@@ -131,3 +131,22 @@ fn soften<I: Isa>(isa: I, scores: &mut [f32], visible: usize, scale: f32, runnin
     *running = (max, sum.mul_add(shrink, isa.sum(isa.load(&sums))));
     shrink
 }
+
+/// Writes `dims` columns of `count` rows as dims `at..` of a key tile `[2][key_dims][32 keys]`.
+#[inline(always)]
+pub(super) fn turn(
+    rows: Strided<'_>,
+    count: usize,
+    dims: usize,
+    at: usize,
+    key_dims: usize,
+    keys: &mut [f32],
+) {
+    for t in 0..count {
+        let row = &rows.data[t * rows.stride..][..dims];
+        let keys = &mut keys[(t / PANEL * key_dims + at) * PANEL + t % PANEL..];
+        for d in 0..dims {
+            keys[d * PANEL] = row[d];
+        }
+    }
+}
