@@ -91,14 +91,55 @@ def test_a_sequence_is_the_same_alone_and_with_others(mixed_path):
 
 
 def test_prefill_and_decode_are_the_same(mixed_path):
+    """Up to 31 tokens at once; longer segments sum in another order."""
     model = kizami.load(mixed_path)
-    ids = sample_ids(model, 48)
+    ids = sample_ids(model, 31)
     whole = model.logits(ids)
     cache, other = model.new_cache(), model.new_cache()
     first = model.step([Segment(ids[:20], cache, 20)])
     model.step([Segment(ids[5:9], other)])
     rest = [model.step([Segment([t], cache), Segment([ids[0]], other)])[:1] for t in ids[20:]]
     np.testing.assert_array_equal(whole, np.concatenate([first, *rest]))
+
+
+@pytest.mark.parametrize("cache_type", _core.cache_types())
+def test_a_long_prompt_is_the_same_however_it_is_cut(mixed_path, cache_type, restore_settings):
+    model = kizami.load(mixed_path, cache_type=cache_type)
+    ids = sample_ids(model, 300)
+    whole = model.logits(ids)
+    for isa in _core.isa_available():
+        _core.set_isa(isa)
+        cache = model.new_cache()
+        parts = [model.step([Segment(part, cache, len(part))]) for part in (ids[:173], ids[173:])]
+        np.testing.assert_array_equal(whole.view(np.uint32), np.concatenate(parts).view(np.uint32))
+
+
+def test_short_and_long_segments_agree(source_model):
+    ids = sample_ids(source_model, 96)
+    whole, cache = source_model.logits(ids), source_model.new_cache()
+    single = np.concatenate([source_model.step([Segment([t], cache)]) for t in ids])
+    assert np.sqrt(np.mean((whole - single) ** 2) / np.mean(whole**2)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("cache_type", "row_bytes", "allowed"), [("f32", 4, 0), ("f16", 2, 3e-3), ("q8_0", 34 / 32, 0.1)]
+)
+def test_smaller_caches_are_close_and_count_their_bytes(source_model, cache_type, row_bytes, allowed):
+    ids = sample_ids(source_model, 120)
+    cache = source_model.new_cache(cache_type)
+    found = source_model.step([Segment(ids, cache, len(ids))])
+    expected = source_model.logits(ids)
+    assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) <= allowed
+    c = source_model.config
+    groups = -(-(c.kv_lora_rank + c.rope_dims) // 32)
+    assert cache.type == cache_type and cache.nbytes == len(ids) * c.n_layer * groups * 32 * row_bytes
+
+
+def test_unknown_cache_types_are_named(source_model):
+    with pytest.raises(UsageError, match="cache_type: found 'f8', expected one of f32, f16, q8_0"):
+        kizami.load(EMBEDDED, cache_type="f8")
+    with pytest.raises(UsageError, match="f8"):
+        source_model.new_cache("f8")
 
 
 def test_float_export_is_the_same_model(source_model, tmp_path):

@@ -17,11 +17,13 @@ __all__ = [
     "FfnBlock",
     "GgufFile",
     "GgufWriter",
+    "Gqa",
     "Head",
     "Mla",
     "Observer",
     "Tensor",
     "after_fork",
+    "cache_types",
     "isa",
     "isa_available",
     "profile",
@@ -254,18 +256,26 @@ class Observer:
 
 @final
 class Cache:
-    """The latent keys of one sequence, all layers. Changed by `Mla.forward`, `advance` and `truncate`."""
+    """What one sequence keeps of its tokens, all layers. Changed by `forward`, `advance` and `truncate`."""
 
-    def __new__(cls, layers: int, width: int) -> Cache:
+    def __new__(cls, layers: int, width: int, cache_type: str = "f32") -> Cache:
         """An empty cache.
 
         Args:
             layers: number of layers.
-            width: floats per token and layer, `kv_lora_rank + rope_dims`.
+            width: numbers per token and layer: `kv_lora_rank + rope_dims`, or `Gqa.cache_width`.
+            cache_type: one of `cache_types()`.
+
+        Raises:
+            UsageError: there is no such type.
         """
 
+    @property
+    def type(self) -> str:
+        """How the numbers are stored."""
+
     def __len__(self) -> int:
-        """Tokens whose keys are complete in all layers."""
+        """Tokens whose rows are complete in all layers."""
 
     def advance(self, tokens: int) -> None:
         """Declares that many more tokens complete."""
@@ -279,7 +289,7 @@ class Cache:
 
 @final
 class Mla:
-    """Multi-head latent attention of one layer, in the absorbed form, with its norm and residual.
+    """Multi-head latent attention of one layer, with its norm and residual.
 
     Source: DeepSeek-V2, arXiv:2405.04434, section 2.1.
     """
@@ -326,7 +336,10 @@ class Mla:
         activations: str = "int8",
         observer: Observer | None = None,
     ) -> None:
-        """Adds the block's output to `x`, float32 `[n, d]` contiguous, in place; appends keys to the caches.
+        """Adds the block's output to `x`, float32 `[n, d]` contiguous, in place; appends to the caches.
+
+        Long segments rebuild keys and values from the cache, short ones and those with an observer work on
+        the cached rows themselves: the same formula with its sums in another order.
 
         Args:
             caches: one per sequence, each a different one.
@@ -336,6 +349,59 @@ class Mla:
             UsageError: arguments that do not fit together.
             FormatError: shapes that do not.
         """
+
+@final
+class Gqa:
+    """Grouped-query attention of one layer, with its norm and residual.
+
+    Source: arXiv:2305.13245; biases and rotation (NeoX order) as in Qwen2, arXiv:2407.10671.
+    """
+
+    def __new__(
+        cls,
+        layer: int,
+        *,
+        norm: Tensor,
+        q: Tensor,
+        q_bias: Tensor | None,
+        k: Tensor,
+        k_bias: Tensor | None,
+        v: Tensor,
+        v_bias: Tensor | None,
+        output: Tensor,
+        heads: int,
+        groups: int,
+        eps: float,
+        scale: float,
+        rope_dims: int,
+        rope_base: float,
+    ) -> Gqa:
+        """Binds the weights.
+
+        Args:
+            layer: index in the cache, and in the names an observer files under.
+            norm: `(d,)`; q: `(heads * dims, d)`; k, v: `(groups * dims, d)`; each bias: one number per row;
+                output: `(d, heads * dims)`.
+            heads: query heads; groups: key and value heads, a divisor of it.
+            eps: of the norm; scale: of the scores; rope_dims, rope_base: of the rotary positions.
+
+        Raises:
+            FormatError: tensors that do not go together.
+        """
+
+    @staticmethod
+    def cache_width(groups: int, dims: int) -> int:
+        """Numbers per token and layer in a cache: padded keys and values of all groups."""
+
+    def forward(
+        self,
+        x: NDArray[np.float32],
+        caches: Sequence[Cache],
+        lens: Sequence[int],
+        activations: str = "int8",
+        observer: Observer | None = None,
+    ) -> None:
+        """Adds the block's output to `x`; everything as in `Mla.forward`."""
 
 @final
 class FfnBlock:
@@ -417,6 +483,9 @@ class Head:
         """
 
 # -- the process -------------------------------------------------------------------------------------------
+
+def cache_types() -> list[str]:
+    """The types a cache can have, largest first."""
 
 def after_fork() -> None:
     """Forgets the parent's threads; registered with ``os.register_at_fork``."""

@@ -23,6 +23,8 @@ from kizami.models import Architecture, build
 
 # Tokens of one step: enough for every expert to see some, few enough to stay in cache.
 PREFILL = 512
+# How tokens are remembered unless a caller says otherwise.
+CACHE_TYPE = "f32"
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_core.after_fork)
@@ -42,11 +44,20 @@ class Timings:
 class Model:
     """A model ready to run. Made by :func:`load`."""
 
-    def __init__(self, source: Any, architecture: Architecture, tokenizer: Any, *, activations: str) -> None:
+    def __init__(
+        self,
+        source: Any,
+        architecture: Architecture,
+        tokenizer: Any,
+        *,
+        activations: str,
+        cache_type: str = CACHE_TYPE,
+    ) -> None:
         self.source = source
         self.tokenizer = tokenizer
         self.config = architecture.config
         self.activations = activations
+        self.cache_type = cache_type
         self.timings = Timings()
         self._architecture = architecture
 
@@ -54,9 +65,13 @@ class Model:
         path = os.fspath(self.source.path)
         return f"Model({path!r}, {len(self.source)} tensors, activations={self.activations})"
 
-    def new_cache(self) -> _core.Cache:
-        """An empty cache for one sequence."""
-        return self._architecture.new_cache()
+    def new_cache(self, type: str | None = None) -> _core.Cache:
+        """An empty cache for one sequence, of the model's cache type or of another.
+
+        Raises:
+            UsageError: there is no such type.
+        """
+        return self._architecture.new_cache(self.cache_type if type is None else type)
 
     def step(self, segments: Sequence[Segment], *, observer: Observer | None = None) -> np.ndarray:
         """Runs segments of different sequences together: float32 logits ``[wanted tokens, vocab]``.
@@ -187,7 +202,13 @@ class Model:
         return "".join(self.stream(prompt, **options))
 
 
-def load(path: str | os.PathLike[str], *, threads: int | None = None, activations: str = "int8") -> Model:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    activations: str = "int8",
+    cache_type: str = CACHE_TYPE,
+) -> Model:
     """Opens a GGUF file or a published checkpoint directory as a model.
 
     Weights stay in the file and are mapped; nothing is converted.
@@ -196,6 +217,7 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, activation
         path: a ``.gguf`` file (the first of a split set) or a directory with ``config.json``.
         threads: threads to compute with, for the whole process; all cores if not given.
         activations: ``"int8"`` rounds what meets quantized weights to 8 bits; ``"f32"`` does not.
+        cache_type: how tokens are remembered: ``"f32"``, ``"f16"`` or ``"q8_0"``.
 
     Raises:
         FormatError: the file is damaged or holds something unsupported.
@@ -203,16 +225,19 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None, activation
     """
     if activations not in ("int8", "f32"):
         raise UsageError(f"activations: found {activations!r}, expected 'int8' or 'f32'")
+    if cache_type not in _core.cache_types():
+        known = ", ".join(_core.cache_types())
+        raise UsageError(f"cache_type: found {cache_type!r}, expected one of {known}")
     start = time.perf_counter()
     if threads is not None:
         _core.set_threads(threads)
     source = open_source(Path(path))
-    model = from_source(source, activations=activations)
+    model = from_source(source, activations=activations, cache_type=cache_type)
     model.timings.load_s = time.perf_counter() - start
     return model
 
 
-def from_source(source: Any, *, activations: str = "int8") -> Model:
+def from_source(source: Any, *, activations: str = "int8", cache_type: str = CACHE_TYPE) -> Model:
     """A model on the weights of an open source."""
     origin = os.fspath(source.path)
     tokenizer = source.tokenizer()
@@ -222,4 +247,4 @@ def from_source(source: Any, *, activations: str = "int8") -> Model:
         raise FormatError(
             f"{origin}: vocabulary: found {tokenizer.vocab_size} tokens, expected at most {vocab}"
         )
-    return Model(source, architecture, tokenizer, activations=activations)
+    return Model(source, architecture, tokenizer, activations=activations, cache_type=cache_type)

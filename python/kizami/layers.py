@@ -2,7 +2,7 @@
 
 A layer is two calls, each a whole block: attention with its norm and residual, feed-forward with
 its norm and residual. That is how coarse the boundary to Rust is; what a block computes is written
-at the head of ``rust/kernels/src/ops/attention.rs`` and ``ffn.rs``. Nothing here does arithmetic.
+at the heads of the files in ``rust/kernels/src/ops/``. Nothing here does arithmetic.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kizami import _core
-from kizami._core import Cache, FfnBlock, Head, Mla, Observer
+from kizami._core import Cache, FfnBlock, Gqa, Head, Mla, Observer
 
-__all__ = ["Batch", "Cache", "FfnBlock", "Head", "Mla", "Observer", "Segment"]
+__all__ = ["Batch", "Cache", "FfnBlock", "Gqa", "Head", "Mla", "Observer", "Segment"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Batch:
         """Hidden states ``[n, d]`` of the batch's tokens."""
         return head.embed(self.ids)
 
-    def attend(self, x: np.ndarray, block: _core.Mla) -> None:
+    def attend(self, x: np.ndarray, block: _core.Mla | _core.Gqa) -> None:
         """Adds a layer's attention to ``x``; appends to the caches."""
         block.forward(x, self.caches, self.lens, self.activations, self.observer)
 

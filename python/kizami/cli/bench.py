@@ -11,7 +11,7 @@ from kizami.bench import run as run_bench
 from kizami.engine import load
 
 from . import output
-from .options import MODEL, TOKENS, json_option, threads_option
+from .options import MODEL, TOKENS, cache_type_option, json_option, threads_option
 
 
 class _Counts(click.ParamType):
@@ -73,6 +73,7 @@ class _Counts(click.ParamType):
     help="Times each test is run; the median counts.",
 )
 @click.option("--profile", is_flag=True, help="Also show what each operation takes.")
+@cache_type_option
 @threads_option
 @json_option
 def bench(
@@ -82,6 +83,7 @@ def bench(
     depths: tuple[int, ...],
     repeats: int,
     profile: bool,
+    cache_type: str,
     as_json: bool,
 ) -> None:
     """Measure how many tokens per second MODEL reads (pp) and writes (tg).
@@ -96,9 +98,8 @@ def bench(
       kizami bench v3.gguf -p 0 --profile
     """
     with output.Progress() as progress:
-        found = run_bench(
-            load(model), prompts, generations, depths, repeats=repeats, profile=profile, progress=progress
-        )
+        loaded = load(model, cache_type=cache_type)
+        found = run_bench(loaded, prompts, generations, depths, repeats=repeats, profile=profile, progress=progress)
     if as_json:
         output.emit(found)
         return

@@ -9,7 +9,7 @@ from kizami.evaluate import evaluate as evaluate_models
 from kizami.quantize import read_text
 
 from . import output
-from .options import FILE, MODEL, context_option, json_option, threads_option
+from .options import FILE, MODEL, cache_type_option, context_option, json_option, threads_option
 
 
 @click.command("eval", cls=output.Command, short_help="measure the distance from a reference")
@@ -17,9 +17,10 @@ from .options import FILE, MODEL, context_option, json_option, threads_option
 @click.option("--reference", type=MODEL, required=True, help="What MODEL is held against: its source.")
 @click.option("--text", type=FILE, required=True, help="Text, UTF-8, that calibration has not seen.")
 @context_option(512, "Tokens per window; the second half of each is scored.")
+@cache_type_option
 @threads_option
 @json_option
-def evaluate(model: str, reference: str, text: str, ctx: int, as_json: bool) -> None:
+def evaluate(model: str, reference: str, text: str, ctx: int, cache_type: str, as_json: bool) -> None:
     """Measure the KL divergence of MODEL from a reference, and the perplexity of both.
 
     The same windows and figures as llama-perplexity --kl-divergence; KLD is in nats, same top is the share of
@@ -31,10 +32,14 @@ def evaluate(model: str, reference: str, text: str, ctx: int, as_json: bool) -> 
       kizami eval v3.gguf --reference v3-bf16.gguf --text eval.txt --ctx 2K --json
     """
     words = read_text(text)
-    # The reference is run as it was published: its activations are not rounded.
+    # The reference is run as it was published: neither its activations nor its cache are rounded.
     with output.Progress() as progress:
         found = evaluate_models(
-            load(model), load(reference, activations="f32"), words, n_ctx=ctx, progress=progress
+            load(model, cache_type=cache_type),
+            load(reference, activations="f32", cache_type="f32"),
+            words,
+            n_ctx=ctx,
+            progress=progress,
         )
     if as_json:
         output.emit(found.to_dict())

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from kizami import _core
+from kizami.engine import CACHE_TYPE
 
 _BYTES = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BYTES |= {"KI": 1024, "MI": 1024**2, "GI": 1024**3, "TI": 1024**4}
@@ -76,6 +77,13 @@ threads_option = click.option(
     expose_value=False,
     callback=_set_threads,
     help="Threads to compute with; results do not depend on it.  [default: all cores]",
+)
+cache_type_option = click.option(
+    "--cache-type",
+    type=click.Choice(_core.cache_types()),
+    default=CACHE_TYPE,
+    show_default=True,
+    help="How tokens are remembered: smaller types leave room for longer contexts.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 bpw_option = click.option(

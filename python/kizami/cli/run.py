@@ -10,7 +10,7 @@ import click
 from kizami.engine import Model, load
 
 from . import output
-from .options import MODEL, context_option, json_option, threads_option
+from .options import MODEL, cache_type_option, context_option, json_option, threads_option
 
 
 @click.command(cls=output.Command, short_help="answer a prompt")
@@ -44,6 +44,7 @@ from .options import MODEL, context_option, json_option, threads_option
 )
 @click.option("--seed", metavar="S", type=click.IntRange(0), help="The same seed gives the same answer.")
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the model's chat template.")
+@cache_type_option
 @threads_option
 @json_option
 def run(
@@ -55,6 +56,7 @@ def run(
     top_p: float,
     seed: int | None,
     raw: bool,
+    cache_type: str,
     as_json: bool,
 ) -> None:
     """Answer PROMPT, or what comes on stdin. The answer goes to stdout, its speed to stderr.
@@ -66,7 +68,7 @@ def run(
       git diff | kizami run v3.gguf --ctx 32K
     """
     text = _prompt(prompt)
-    loaded = load(model)
+    loaded = load(model, cache_type=cache_type)
     pieces: list[str] = []
     stream = loaded.stream(
         text, max_tokens=max_tokens, temperature=temp, top_p=top_p, seed=seed, raw=raw, n_ctx=ctx

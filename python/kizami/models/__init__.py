@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from kizami import _core
 from kizami.errors import FormatError
 from kizami.layers import Batch
-from kizami.models import deepseek2
+from kizami.models import deepseek2, qwen2
 
 
 class Architecture(Protocol):
@@ -18,8 +18,8 @@ class Architecture(Protocol):
 
     config: Any
 
-    def new_cache(self) -> _core.Cache:
-        """An empty cache for one sequence."""
+    def new_cache(self, cache_type: str) -> _core.Cache:
+        """An empty cache for one sequence, of a type from `_core.cache_types()`."""
         ...
 
     def forward(self, batch: Batch) -> np.ndarray:
@@ -27,7 +27,10 @@ class Architecture(Protocol):
         ...
 
 
-ARCHITECTURES = {"deepseek2": deepseek2.DeepSeek2}
+ARCHITECTURES: dict[str, Callable[[Mapping[str, Any], Mapping[str, _core.Tensor], str], Architecture]] = {
+    "deepseek2": deepseek2.DeepSeek2,
+    "qwen2": qwen2.Qwen2,
+}
 
 
 def build(metadata: Mapping[str, Any], tensors: Mapping[str, _core.Tensor], origin: str) -> Architecture:

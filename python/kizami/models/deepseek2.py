@@ -207,9 +207,9 @@ class DeepSeek2:
         )
         self.layers = [Layer(i, self.config, tensors) for i in range(self.config.n_layer)]
 
-    def new_cache(self) -> Cache:
-        """An empty cache: ``kv_lora_rank + rope_dims`` floats per token and layer."""
-        return Cache(self.config.n_layer, self.config.kv_lora_rank + self.config.rope_dims)
+    def new_cache(self, cache_type: str) -> Cache:
+        """An empty cache: ``kv_lora_rank + rope_dims`` numbers per token and layer."""
+        return Cache(self.config.n_layer, self.config.kv_lora_rank + self.config.rope_dims, cache_type)
 
     def forward(self, batch: Batch) -> np.ndarray:
         """Logits ``[wanted tokens, vocab]`` of one step."""

@@ -77,14 +77,14 @@ fn supers<I: Isa, F: Format>(
         }
     }
     let scale = a.scales[0];
-    let d = isa.mul(isa.halves16(&d), isa.splat(F::D_FACTOR));
+    let d = isa.mul(isa.load_half(&d), isa.splat(F::D_FACTOR));
     let sum = isa.to_float(isa.sum_rows(&sums));
     let acc = isa.fma(isa.mul(d, isa.splat(scale)), sum, acc);
     if !F::HAS_MIN {
         return acc;
     }
     let sum = isa.to_float(isa.sum_rows(&mins));
-    isa.fma(isa.mul(isa.halves16(&dmin), isa.splat(-scale)), sum, acc)
+    isa.fma(isa.mul(isa.load_half(&dmin), isa.splat(-scale)), sum, acc)
 }
 
 #[inline(always)]

@@ -57,8 +57,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn sum(self, x: Self::F) -> f32;
     /// Eight little-endian f16 to f32.
     fn halves(self, x: [[u8; 2]; 8]) -> [f32; 8];
-    /// Sixteen f16, as bits, to f32.
-    fn halves16(self, x: &[u16; LANES]) -> Self::F;
+    /// Loads sixteen f16 values, exactly.
+    fn load_half(self, x: &[u16; LANES]) -> Self::F;
+    /// Loads sixteen signed bytes as numbers.
+    fn load_codes(self, x: &[i8; LANES]) -> Self::F;
+    /// Stores sixteen lanes as f16, rounded to nearest even.
+    fn store_half(self, x: Self::F, out: &mut [u16; LANES]);
     /// `out[g][r] = x[r][g]`: rows become lanes.
     fn transpose_groups(self, x: &[[f32; 8]; LANES]) -> [Self::F; 8];
 

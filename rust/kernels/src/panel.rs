@@ -157,9 +157,9 @@ impl<F: Format> Op for Build<'_, F> {
                 isa.scale_i32(&scales, step as i32 + 1, out);
             }
         }
-        isa.store(isa.mul(isa.halves16(&d), isa.splat(F::D_FACTOR)), &mut panel.d);
+        isa.store(isa.mul(isa.load_half(&d), isa.splat(F::D_FACTOR)), &mut panel.d);
         if F::HAS_MIN {
-            isa.store(isa.halves16(&dmin), &mut panel.dmin);
+            isa.store(isa.load_half(&dmin), &mut panel.dmin);
             for p in 0..8 {
                 panel.mins[p] = bytemuck::cast(words[8 + p]);
             }

@@ -87,7 +87,7 @@ fn set_isa(name: &str) -> PyResult<()> {
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::blocks::{Cache, FfnBlock, Head, Mla, Observer};
+    use super::blocks::{Cache, FfnBlock, Gqa, Head, Mla, Observer, cache_types};
     #[pymodule_export]
     use super::gguf::{GgufFile, GgufWriter};
     #[pymodule_export]

@@ -285,11 +285,32 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn halves16(self, x: &[u16; LANES]) -> Self::F {
+    fn load_half(self, x: &[u16; LANES]) -> Self::F {
         // SAFETY: see the head of the file.
         unsafe {
             let low = _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast()));
             (low, _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(8).cast())))
+        }
+    }
+
+    #[inline(always)]
+    fn load_codes(self, x: &[i8; LANES]) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let x = _mm_loadu_si128(x.as_ptr().cast());
+            let (low, high) = (_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(x, x)));
+            (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        }
+    }
+
+    #[inline(always)]
+    fn store_half(self, x: Self::F, out: &mut [u16; LANES]) {
+        // SAFETY: see the head of the file; F16C is in its list.
+        unsafe {
+            let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.0);
+            let high = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.1);
+            _mm_storeu_si128(out.as_mut_ptr().cast(), low);
+            _mm_storeu_si128(out.as_mut_ptr().add(8).cast(), high);
         }
     }
 

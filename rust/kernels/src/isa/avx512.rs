@@ -215,9 +215,24 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
     }
 
     #[inline(always)]
-    fn halves16(self, x: &[u16; LANES]) -> Self::F {
+    fn load_half(self, x: &[u16; LANES]) -> Self::F {
         // SAFETY: see the head of the file.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn load_codes(self, x: &[i8; LANES]) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn store_half(self, x: Self::F, out: &mut [u16; LANES]) {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), halves);
+        }
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use super::{Isa, LANES};
 use crate::chunk::{ActChunk, GROUP, GROUPED_OFFSET, SUB, SUPER_OFFSET};
-use crate::convert::f16_to_f32;
+use crate::convert::{f16_to_f32, f32_to_f16};
 use crate::dispatch::Op;
 
 /// Plain Rust.
@@ -72,8 +72,18 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
-    fn halves16(self, x: &[u16; LANES]) -> Self::F {
+    fn load_half(self, x: &[u16; LANES]) -> Self::F {
         x.map(f16_to_f32)
+    }
+
+    #[inline(always)]
+    fn load_codes(self, x: &[i8; LANES]) -> Self::F {
+        x.map(f32::from)
+    }
+
+    #[inline(always)]
+    fn store_half(self, x: Self::F, out: &mut [u16; LANES]) {
+        *out = x.map(f32_to_f16);
     }
 
     #[inline(always)]

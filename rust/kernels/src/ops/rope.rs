@@ -1,9 +1,18 @@
-//! Rotary position embedding over adjacent pairs, with YaRN scaling.
+//! Rotary position embedding, with YaRN scaling.
 //!
-//! Su et al., arXiv 2104.09864; Peng et al., arXiv 2309.00071. Pairs are (2i, 2i + 1), the order of
-//! DeepSeek checkpoints and of `deepseek2` GGUF files.
+//! Su et al., arXiv 2104.09864; Peng et al., arXiv 2309.00071.
 
 use crate::math::sin_cos;
+use crate::par;
+
+/// Which two numbers of a head turn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pairs {
+    /// `2i` and `2i + 1`: DeepSeek checkpoints and `deepseek2` files.
+    Adjacent,
+    /// `i` and `i + dims / 2`, the order of GPT-NeoX: Qwen2 and most others.
+    Halves,
+}
 
 /// YaRN parameters as GGUF names them.
 #[derive(Debug, Clone, Copy)]
@@ -25,12 +34,12 @@ pub struct Yarn {
 pub struct Rope {
     inverse_frequencies: Vec<f32>,
     magnitude: f32,
+    pairs: Pairs,
 }
 
 impl Rope {
     /// Frequencies of `dims / 2` pairs: `base^(-2i / dims)`, stretched by YaRN if given.
-    pub fn new(dims: usize, base: f32, yarn: Option<Yarn>) -> Self {
-        let pairs = dims / 2;
+    pub fn new(pairs: Pairs, dims: usize, base: f32, yarn: Option<Yarn>) -> Self {
         let base = f64::from(base);
         let frequency = |i: usize| base.powf(-2.0 * i as f64 / dims as f64);
         let stretched = |i: usize, y: &Yarn| {
@@ -45,10 +54,10 @@ impl Rope {
             let f = frequency(i);
             f / f64::from(y.factor) * ramp + f * (1.0 - ramp)
         };
-        let inverse_frequencies = (0..pairs)
+        let inverse_frequencies = (0..dims / 2)
             .map(|i| yarn.as_ref().map_or_else(|| frequency(i), |y| stretched(i, y)) as f32)
             .collect();
-        Self { inverse_frequencies, magnitude: yarn.map_or(1.0, |y| y.magnitude) }
+        Self { inverse_frequencies, magnitude: yarn.map_or(1.0, |y| y.magnitude), pairs }
     }
 
     /// Rotated dimensions.
@@ -56,20 +65,39 @@ impl Rope {
         self.inverse_frequencies.len() * 2
     }
 
-    /// Cosine and sine of every pair at one position.
-    pub(crate) fn table(&self, position: usize) -> Vec<(f32, f32)> {
-        let turn = |&f: &f32| {
-            let (sin, cos) = sin_cos(position as f64 * f64::from(f));
-            (cos as f32 * self.magnitude, sin as f32 * self.magnitude)
-        };
-        self.inverse_frequencies.iter().map(turn).collect()
+    /// Cosine and sine of every pair at each position: `dims / 2` of them per position.
+    pub(crate) fn tables(&self, positions: &[usize]) -> Vec<(f32, f32)> {
+        let pairs = self.inverse_frequencies.len();
+        let mut out = vec![(0.0, 0.0); positions.len() * pairs];
+        par::for_chunks(&mut out, TOGETHER * pairs, |task, out| {
+            for (out, &position) in out.chunks_exact_mut(pairs).zip(&positions[task * TOGETHER..]) {
+                for (out, &f) in out.iter_mut().zip(&self.inverse_frequencies) {
+                    let (sin, cos) = sin_cos(position as f64 * f64::from(f));
+                    *out = (cos as f32 * self.magnitude, sin as f32 * self.magnitude);
+                }
+            }
+        });
+        out
+    }
+
+    /// Rotates the first [`Rope::dims`] numbers by the angles of one position.
+    pub(crate) fn rotate(&self, x: &mut [f32], table: &[(f32, f32)]) {
+        let turn = |a: f32, b: f32, (cos, sin): (f32, f32)| (a * cos - b * sin, a * sin + b * cos);
+        match self.pairs {
+            Pairs::Adjacent => {
+                for (pair, &angle) in x.as_chunks_mut::<2>().0.iter_mut().zip(table) {
+                    *pair = turn(pair[0], pair[1], angle).into();
+                }
+            }
+            Pairs::Halves => {
+                let (first, second) = x.split_at_mut(table.len());
+                for ((a, b), &angle) in first.iter_mut().zip(second).zip(table) {
+                    (*a, *b) = turn(*a, *b, angle);
+                }
+            }
+        }
     }
 }
 
-/// Rotates adjacent pairs in place.
-pub(crate) fn rotate(x: &mut [f32], table: &[(f32, f32)]) {
-    for (pair, &(cos, sin)) in x.as_chunks_mut::<2>().0.iter_mut().zip(table) {
-        let [a, b] = *pair;
-        *pair = [a * cos - b * sin, a * sin + b * cos];
-    }
-}
+/// Tokens whose angles one task computes.
+const TOGETHER: usize = 16;
