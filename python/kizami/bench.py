@@ -70,7 +70,18 @@ def run(
         )
     buffer = min(1 << 30, (system.memory() or 1 << 33) // 8)
     bandwidth = _core.read_bandwidth(buffer)
-    timed = [_time(model, *test, repeats, profile, progress) for test in tests]
+    longest = max(n + depth for _, n, depth in tests)
+    ids = np.random.default_rng(0).integers(0, model.tokenizer.vocab_size, longest)
+    caches = {}
+    for depth in dict.fromkeys(depths):
+        caches[depth] = model.new_cache()
+        _prefill(model, caches[depth], ids[:depth])
+        if progress and depth:
+            progress(f"fill {depth}", depth, depth)
+    timed = [
+        _time(model, caches[depth], label(kind, n, depth), ids[depth : depth + n], repeats, profile, progress)
+        for kind, n, depth in tests
+    ]
     bandwidth = max(bandwidth, _core.read_bandwidth(buffer))
     nbytes, macs = active(model)
     results = []
@@ -161,14 +172,18 @@ def operations(
 
 
 def _time(
-    model: Model, kind: str, n: int, depth: int, repeats: int, profile: bool, progress: Progress | None
+    model: Model,
+    cache: _core.Cache,
+    stage: str,
+    ids: np.ndarray,
+    repeats: int,
+    profile: bool,
+    progress: Progress | None,
 ) -> tuple[list[float], list[tuple[str, int, int, int, int]]]:
-    """Seconds of each repeat, and the profile of them all."""
-    ids = np.random.default_rng(0).integers(0, model.tokenizer.vocab_size, depth + n)
-    cache = model.new_cache()
-    _prefill(model, cache, ids[:depth])
-    work, warming = (_prefill, PREFILL) if kind == "pp" else (_decode, 4)
-    work(model, cache, ids[depth : depth + warming])
+    """Seconds of each repeat, and the profile of them all. The cache is left as deep as it was."""
+    depth = len(cache)
+    work, warming = (_prefill, PREFILL) if stage.startswith("pp") else (_decode, 4)
+    work(model, cache, ids[:warming])
     samples = []
     try:
         _core.profile_take()
@@ -176,12 +191,13 @@ def _time(
         for done in range(repeats):
             cache.truncate(depth)
             start = time.perf_counter()
-            work(model, cache, ids[depth:])
+            work(model, cache, ids)
             samples.append(time.perf_counter() - start)
             if progress:
-                progress(label(kind, n, depth), done + 1, repeats)
+                progress(stage, done + 1, repeats)
     finally:
         _core.profile(False)
+        cache.truncate(depth)
     return samples, _core.profile_take()
 
 
