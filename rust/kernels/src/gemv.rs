@@ -37,11 +37,11 @@ impl<F: Format> Op for Gemv<'_, F> {
             let first = start + panel * LANES;
             let count = out.len();
             let mut acc = isa.splat(0.0);
-            for chunk in 0..chunks {
-                let a = &acts[chunk * all + column];
+            for from in (0..chunks).step_by(TOGETHER) {
+                let span = Span { first, count, from, to: chunks.min(from + TOGETHER), acts, all, column };
                 acc = match F::FAMILY {
-                    Family::Super => supers::<I, F>(isa, w, first, count, chunk, a, acc),
-                    Family::Grouped => grouped::<I, F>(isa, w, first, count, chunk, a, acc),
+                    Family::Super => supers::<I, F>(isa, w, span, acc),
+                    Family::Grouped => grouped::<I, F>(isa, w, span, acc),
                 };
             }
             let mut lanes = [0.0; LANES];
@@ -51,64 +51,85 @@ impl<F: Format> Op for Gemv<'_, F> {
     }
 }
 
-#[inline(always)]
-fn supers<I: Isa, F: Format>(
-    isa: I,
-    w: &Matrix<'_>,
+/// Chunks of a row that are read one after the other, before the next row: memory likes that.
+const TOGETHER: usize = 8;
+
+/// Chunks `from..to` of `count` rows from `first`, and the activations they meet.
+#[derive(Clone, Copy)]
+struct Span<'a> {
     first: usize,
     count: usize,
-    chunk: usize,
-    a: &ActChunk,
-    acc: I::F,
-) -> I::F {
-    let (mut d, mut dmin) = ([0; LANES], [0; LANES]);
-    let (mut sums, mut mins) = ([isa.no_lanes(); LANES], [isa.no_lanes(); LANES]);
-    // A short last panel computes its last row more than once.
-    for r in 0..LANES {
-        let weights = w.decode::<I, F>(isa, first + r.min(count - 1), chunk);
-        (d[r], dmin[r]) = (weights.d, weights.dmin);
-        sums[r] = if F::SIGNED {
-            isa.dot_super::<true>(&weights.codes, &weights.scales, a)
-        } else {
-            isa.dot_super::<false>(&weights.codes, &weights.scales, a)
-        };
-        if F::HAS_MIN {
-            mins[r] = isa.dot_mins(&weights.mins, a);
-        }
+    from: usize,
+    to: usize,
+    acts: &'a [ActChunk],
+    all: usize,
+    column: usize,
+}
+
+impl<'a> Span<'a> {
+    #[inline(always)]
+    fn act(&self, chunk: usize) -> &'a ActChunk {
+        &self.acts[(self.from + chunk) * self.all + self.column]
     }
-    let scale = a.scales[0];
-    let d = isa.mul(isa.load_half(&d), isa.splat(F::D_FACTOR));
-    let sum = isa.to_float(isa.sum_rows(&sums));
-    let acc = isa.fma(isa.mul(d, isa.splat(scale)), sum, acc);
-    if !F::HAS_MIN {
-        return acc;
+
+    /// A short last panel computes its last row more than once.
+    #[inline(always)]
+    fn row(&self, r: usize) -> usize {
+        self.first + r.min(self.count - 1)
     }
-    let sum = isa.to_float(isa.sum_rows(&mins));
-    isa.fma(isa.mul(isa.load_half(&dmin), isa.splat(-scale)), sum, acc)
 }
 
 #[inline(always)]
-fn grouped<I: Isa, F: Format>(
-    isa: I,
-    w: &Matrix<'_>,
-    first: usize,
-    count: usize,
-    chunk: usize,
-    a: &ActChunk,
-    mut acc: I::F,
-) -> I::F {
-    let mut d = [[0.0; 8]; LANES];
-    let mut sums = [isa.no_units(); LANES];
-    // A short last panel computes its last row more than once.
+fn supers<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, span: Span<'_>, mut acc: I::F) -> I::F {
+    let (mut d, mut dmin) = ([[0; LANES]; TOGETHER], [[0; LANES]; TOGETHER]);
+    let mut sums = [[isa.no_lanes(); LANES]; TOGETHER];
+    let mut mins = [[isa.no_lanes(); LANES]; TOGETHER];
     for r in 0..LANES {
-        let weights = w.decode::<I, F>(isa, first + r.min(count - 1), chunk);
-        d[r] = weights.group_d;
-        sums[r] = isa.dot_units(&weights.codes, a);
+        for c in 0..span.to - span.from {
+            let weights = w.decode::<I, F>(isa, span.row(r), span.from + c);
+            let a = span.act(c);
+            (d[c][r], dmin[c][r]) = (weights.d, weights.dmin);
+            sums[c][r] = if F::SIGNED {
+                isa.dot_super::<true>(&weights.codes, &weights.scales, a)
+            } else {
+                isa.dot_super::<false>(&weights.codes, &weights.scales, a)
+            };
+            if F::HAS_MIN {
+                mins[c][r] = isa.dot_mins(&weights.mins, a);
+            }
+        }
     }
-    let d = isa.transpose_groups(&d);
-    let sums = isa.sum_units(&sums, a);
-    for g in 0..8 {
-        acc = isa.fma(isa.mul(d[g], isa.splat(a.scales[g])), isa.to_float(sums[g]), acc);
+    for c in 0..span.to - span.from {
+        let scale = span.act(c).scales[0];
+        let d = isa.mul(isa.load_half(&d[c]), isa.splat(F::D_FACTOR));
+        let sum = isa.to_float(isa.sum_rows(&sums[c]));
+        acc = isa.fma(isa.mul(d, isa.splat(scale)), sum, acc);
+        if F::HAS_MIN {
+            let sum = isa.to_float(isa.sum_rows(&mins[c]));
+            acc = isa.fma(isa.mul(isa.load_half(&dmin[c]), isa.splat(-scale)), sum, acc);
+        }
+    }
+    acc
+}
+
+#[inline(always)]
+fn grouped<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, span: Span<'_>, mut acc: I::F) -> I::F {
+    let mut d = [[[0.0; 8]; LANES]; TOGETHER];
+    let mut sums = [[isa.no_units(); LANES]; TOGETHER];
+    for r in 0..LANES {
+        for c in 0..span.to - span.from {
+            let weights = w.decode::<I, F>(isa, span.row(r), span.from + c);
+            d[c][r] = weights.group_d;
+            sums[c][r] = isa.dot_units(&weights.codes, span.act(c));
+        }
+    }
+    for c in 0..span.to - span.from {
+        let a = span.act(c);
+        let d = isa.transpose_groups(&d[c]);
+        let sums = isa.sum_units(&sums[c], a);
+        for g in 0..8 {
+            acc = isa.fma(isa.mul(d[g], isa.splat(a.scales[g])), isa.to_float(sums[g]), acc);
+        }
     }
     acc
 }
