@@ -63,27 +63,20 @@ pub(crate) fn decode_codes<I: Isa, F: Format>(
 fn decode_blocks<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats) {
     let mut c = Chunk::default();
     decode_codes::<I, F>(isa, w, row, chunk, &mut c);
-    match F::FAMILY {
-        Family::Grouped => {
-            for (g, (out, codes)) in
-                out.0.chunks_exact_mut(GROUP).zip(c.codes.chunks_exact(GROUP)).enumerate()
-            {
-                for (out, &code) in out.iter_mut().zip(codes) {
-                    *out = c.group_d[g] * f32::from(code);
-                }
-            }
+    let (codes, out) = (c.codes.as_chunks::<LANES>().0, out.0.as_chunks_mut::<LANES>().0);
+    // A product rounded once, signs of zeros included: adding -0 changes nothing.
+    let (nothing, less) = (isa.splat(-0.0), isa.splat(-1.0));
+    for s in 0..CHUNK / SUB {
+        let scale = match F::FAMILY {
+            Family::Grouped => c.group_d[s * SUB / GROUP],
+            // Exact: an f16 times an integer below 2^13. What is rounded is the product with the code.
+            Family::Super => c.d * f32::from(c.scales[s]),
+        };
+        let mut value = isa.fma(isa.splat(scale), isa.load_codes(&codes[s]), nothing);
+        if F::HAS_MIN {
+            value = isa.fma(isa.splat(c.dmin * f32::from(c.mins[s])), less, value);
         }
-        Family::Super => {
-            for (s, (out, codes)) in out.0.chunks_exact_mut(SUB).zip(c.codes.chunks_exact(SUB)).enumerate() {
-                // Exact: an f16 times an integer below 2^13. What is rounded is the product with the code.
-                let scale = c.d * f32::from(c.scales[s]);
-                let min = if F::HAS_MIN { c.dmin * f32::from(c.mins[s]) } else { 0.0 };
-                for (out, &code) in out.iter_mut().zip(codes) {
-                    let value = scale * f32::from(code);
-                    *out = if F::HAS_MIN { value - min } else { value };
-                }
-            }
-        }
+        isa.store(value, &mut out[s]);
     }
 }
 
