@@ -21,10 +21,11 @@ from kizami.errors import FormatError, UsageError
 from kizami.layers import Batch, Observer, Segment
 from kizami.models import Architecture, build
 
-# Tokens of one step: enough for every expert to see some, few enough to stay in cache.
-PREFILL = 512
-# How tokens are remembered unless a caller says otherwise.
-CACHE_TYPE = "f32"
+# Tokens of one step: the more, the more tokens meet each expert and each rebuilt key (docs/kernels.md).
+PREFILL = 2048
+# How tokens are remembered: f16 moves no logit measurably where activations are rounded (docs/kernels.md);
+# float activations are the reference, and nothing is rounded there.
+CACHE_TYPE = {"int8": "f16", "f32": "f32"}
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_core.after_fork)
@@ -51,13 +52,13 @@ class Model:
         tokenizer: Any,
         *,
         activations: str,
-        cache_type: str = CACHE_TYPE,
+        cache_type: str | None = None,
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
         self.config = architecture.config
         self.activations = activations
-        self.cache_type = cache_type
+        self.cache_type = CACHE_TYPE[activations] if cache_type is None else cache_type
         self.timings = Timings()
         self._architecture = architecture
 
@@ -207,7 +208,7 @@ def load(
     *,
     threads: int | None = None,
     activations: str = "int8",
-    cache_type: str = CACHE_TYPE,
+    cache_type: str | None = None,
 ) -> Model:
     """Opens a GGUF file or a published checkpoint directory as a model.
 
@@ -217,7 +218,8 @@ def load(
         path: a ``.gguf`` file (the first of a split set) or a directory with ``config.json``.
         threads: threads to compute with, for the whole process; all cores if not given.
         activations: ``"int8"`` rounds what meets quantized weights to 8 bits; ``"f32"`` does not.
-        cache_type: how tokens are remembered: ``"f32"``, ``"f16"`` or ``"q8_0"``.
+        cache_type: how tokens are remembered: ``"f32"``, ``"f16"`` or ``"q8_0"``; f16 if not given, and f32
+            with float activations.
 
     Raises:
         FormatError: the file is damaged or holds something unsupported.
@@ -225,7 +227,7 @@ def load(
     """
     if activations not in ("int8", "f32"):
         raise UsageError(f"activations: found {activations!r}, expected 'int8' or 'f32'")
-    if cache_type not in _core.cache_types():
+    if cache_type is not None and cache_type not in _core.cache_types():
         known = ", ".join(_core.cache_types())
         raise UsageError(f"cache_type: found {cache_type!r}, expected one of {known}")
     start = time.perf_counter()
@@ -237,7 +239,7 @@ def load(
     return model
 
 
-def from_source(source: Any, *, activations: str = "int8", cache_type: str = CACHE_TYPE) -> Model:
+def from_source(source: Any, *, activations: str = "int8", cache_type: str | None = None) -> Model:
     """A model on the weights of an open source."""
     origin = os.fspath(source.path)
     tokenizer = source.tokenizer()

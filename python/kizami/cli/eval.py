@@ -36,7 +36,7 @@ def evaluate(model: str, reference: str, text: str, ctx: int, cache_type: str, a
     with output.Progress() as progress:
         found = evaluate_models(
             load(model, cache_type=cache_type),
-            load(reference, activations="f32", cache_type="f32"),
+            load(reference, activations="f32"),
             words,
             n_ctx=ctx,
             progress=progress,

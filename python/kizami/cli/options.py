@@ -14,7 +14,6 @@ from typing import Any
 import click
 
 from kizami import _core
-from kizami.engine import CACHE_TYPE
 
 _BYTES = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BYTES |= {"KI": 1024, "MI": 1024**2, "GI": 1024**3, "TI": 1024**4}
@@ -81,9 +80,9 @@ threads_option = click.option(
 cache_type_option = click.option(
     "--cache-type",
     type=click.Choice(_core.cache_types()),
-    default=CACHE_TYPE,
+    default="f16",
     show_default=True,
-    help="How tokens are remembered: smaller types leave room for longer contexts.",
+    help="How tokens are remembered; q8_0 leaves room for longer contexts, at a price in quality.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 bpw_option = click.option(

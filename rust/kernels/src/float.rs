@@ -4,7 +4,7 @@
 //! The value of a dot product: sixteen lanes, lane `i` fused-multiply-adding elements `i`, `i + 16`,
 //! ... in ascending order, then the lanes summed in the order of [`Isa::sum`]. Rows are padded with zeros.
 
-use crate::chunk::{CHUNK, GROUPED_OFFSET, SUB, SUPER_OFFSET};
+use crate::chunk::{CHUNK, GROUP, GROUPED_OFFSET, SUB, SUPER_OFFSET};
 use crate::convert::f16_to_f32;
 use crate::format::with_format;
 use crate::format::{Family, FloatFormat, Format};
@@ -48,26 +48,34 @@ fn decode_floats<F: FloatFormat>(w: &Matrix<'_>, row: usize, chunk: usize, out: 
 fn decode_blocks<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats) {
     let weights = w.decode::<I, F>(isa, row, chunk);
     let offset = match F::FAMILY {
-        Family::Grouped => f32::from(GROUPED_OFFSET),
-        Family::Super => f32::from(if F::SIGNED { SUPER_OFFSET } else { 0 }),
+        Family::Grouped => GROUPED_OFFSET,
+        Family::Super => {
+            if F::SIGNED {
+                SUPER_OFFSET
+            } else {
+                0
+            }
+        }
     };
     let (d, dmin) = (f16_to_f32(weights.d) * F::D_FACTOR, f16_to_f32(weights.dmin));
+    let unshift = isa.splat_byte(offset.wrapping_neg());
     let mut codes = [[0; 64]; 4];
     for q in 0..4 {
-        isa.put(weights.codes[q], &mut codes[q]);
+        isa.put(isa.add(weights.codes[q], unshift), &mut codes[q]);
     }
-    let codes: &[u8; CHUNK] = bytemuck::cast_ref(&codes);
+    let codes: &[[i8; LANES]; CHUNK / LANES] = bytemuck::cast_ref(&codes);
+    let lanes = out.0.as_chunks_mut::<LANES>().0;
     for s in 0..CHUNK / SUB {
-        let (codes, out) = (&codes[s * SUB..][..SUB], &mut out.0[s * SUB..][..SUB]);
-        let (scale, min) = match F::FAMILY {
-            Family::Grouped => (weights.group_d[s / 2], 0.0),
+        let scale = match F::FAMILY {
+            Family::Grouped => weights.group_d[s * SUB / GROUP],
             // Exact: an f16 times an integer below 2^13. What is rounded is the product with the code.
-            Family::Super => (d * f32::from(weights.scales[s]), dmin * f32::from(weights.mins[s])),
+            Family::Super => d * f32::from(weights.scales[s]),
         };
-        for i in 0..SUB {
-            let value = scale * (f32::from(codes[i]) - offset);
-            out[i] = if F::HAS_MIN { value - min } else { value };
+        let mut value = isa.mul(isa.splat(scale), isa.load_codes(&codes[s]));
+        if F::HAS_MIN {
+            value = isa.fma(isa.splat(dmin * f32::from(weights.mins[s])), isa.splat(-1.0), value);
         }
+        isa.store(value, &mut lanes[s]);
     }
     let len = CHUNK.min(w.cols() - chunk * CHUNK);
     out.0[len..].fill(0.0);

@@ -689,7 +689,8 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
             // Each byte of signs eight times, then one bit of it for each code.
             let word = _mm512_set1_epi64(0x0101_0101_0101_0101 * 8 * quarter as i64);
             const EIGHT: i64 = 0x0101_0101_0101_0101;
-            let lane = _mm512_setr_epi64(0, EIGHT, 2 * EIGHT, 3 * EIGHT, 4 * EIGHT, 5 * EIGHT, 6 * EIGHT, 7 * EIGHT);
+            let lane =
+                _mm512_setr_epi64(0, EIGHT, 2 * EIGHT, 3 * EIGHT, 4 * EIGHT, 5 * EIGHT, 6 * EIGHT, 7 * EIGHT);
             let bytes = _mm512_permutexvar_epi8(_mm512_add_epi8(lane, word), signs);
             let negative = _mm512_test_epi8_mask(bytes, _mm512_set1_epi64(0x8040_2010_0804_0201_u64 as i64));
             _mm512_mask_sub_epi8(x, negative, _mm512_set1_epi8(offset.wrapping_mul(2) as i8), x)

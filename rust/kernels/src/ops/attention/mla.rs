@@ -12,7 +12,7 @@
 //!
 //! The two are the same sums in another order. Absorbed, all heads share the cached row; expanded, a head's
 //! keys and values are rebuilt from it, tile by tile, once for all tokens of the segment. A segment takes the
-//! form that costs it fewer multiply-adds ([`Mla::expands`]); its own length and position decide, nothing else.
+//! form that takes it less time (`Dims::expands`); its own length and position decide, nothing else.
 
 use super::cache::{Cache, GROUP};
 use super::decode::{Block, HEADS, Heads, Query, attend};
@@ -270,13 +270,14 @@ impl Mla<'_> {
 }
 
 impl Dims {
-    /// Whether expanding a segment's keys and values takes fewer multiply-adds than absorbing its queries.
-    /// Either way `k_b` and `v_b` meet each of its tokens once; expansion also rebuilds the tokens before it.
+    /// Whether expanding a segment's keys and values takes less time than absorbing its queries. Either way
+    /// `k_b` and `v_b` meet each of its tokens once; expansion also rebuilds the tokens before it. A
+    /// multiply-add of absorbed attention takes about 3/2 of the time of any other (docs/kernels.md).
     fn expands(&self, len: usize, position: usize) -> bool {
         let pairs = len as u128 * (2 * position + len) as u128 / 2;
-        let saved = (2 * self.lora).saturating_sub(self.nope + self.v) as u128;
+        let (absorbed, expanded) = (3 * (self.width() + self.lora) / 2, self.q() + self.v);
         let rebuilt = position as u128 * (self.lora * (self.nope + self.v)) as u128;
-        len >= FEW && rebuilt <= pairs * saved
+        len >= FEW && rebuilt <= pairs * absorbed.saturating_sub(expanded) as u128
     }
 }
 
