@@ -55,6 +55,26 @@ impl<'a> Columns<'a> {
         Ok(Self { x, n, cols, precision, padded, supers, grouped })
     }
 
+    /// Columns that were quantized where they were made: `codes` is `[chunks][n]`, for weights of `family`
+    /// alone.
+    pub(crate) fn quantized(codes: Vec<ActChunk>, n: usize, cols: usize, family: Family) -> Columns<'static> {
+        let columns = Columns {
+            x: &[],
+            n,
+            cols,
+            precision: Precision::Int8,
+            padded: OnceLock::new(),
+            supers: OnceLock::new(),
+            grouped: OnceLock::new(),
+        };
+        let slot = match family {
+            Family::Super => &columns.supers,
+            Family::Grouped => &columns.grouped,
+        };
+        slot.get_or_init(|| codes);
+        columns
+    }
+
     /// Number of columns.
     pub fn len(&self) -> usize {
         self.n
@@ -128,46 +148,61 @@ impl Op for Quantize<'_, '_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        let Columns { x, cols, .. } = *self.columns;
+        let Columns { x, cols, n, .. } = *self.columns;
         for (i, out) in self.out.iter_mut().enumerate() {
-            let (chunk, column) = ((self.first + i) / self.columns.n, (self.first + i) % self.columns.n);
+            let (chunk, column) = ((self.first + i) / n, (self.first + i) % n);
             let len = CHUNK.min(cols - chunk * CHUNK);
             let mut padded = [0.0; CHUNK];
             padded[..len].copy_from_slice(&x[column * cols + chunk * CHUNK..][..len]);
-            let max: [f32; CHUNK / GROUP] = std::array::from_fn(|g| magnitude(&padded[g * GROUP..][..GROUP]));
-            let chunk_max = max.iter().fold(0.0f32, |m, &x| if x > m || x.is_nan() { x } else { m });
-            for (g, part) in padded.chunks_exact(GROUP).enumerate() {
-                // Super: one float scale, and the smallest integer step whose range holds the group.
-                let (unit, step) = match self.family {
-                    Family::Grouped => (max[g], 1),
-                    Family::Super => {
-                        let steps = (max[g] / chunk_max * f32::from(MAX_STEP)).ceil();
-                        (chunk_max / f32::from(MAX_STEP), (steps as i16).clamp(1, MAX_STEP))
-                    }
-                };
-                let codes = &mut out.codes[g * GROUP..][..GROUP];
-                out.scales[g] = quantize_group(part, unit, unit * f32::from(step), codes);
-                out.steps[2 * g..2 * g + 2].fill(step);
-            }
-            let offset = match self.family {
-                Family::Super => SUPER_OFFSET,
-                Family::Grouped => GROUPED_OFFSET,
-            };
-            for s in 0..CHUNK / SUB {
-                let sum: i16 = out.codes[s * SUB..][..SUB].iter().map(|&c| i16::from(c)).sum();
-                out.sums[s] = sum * out.steps[s];
-                out.starts[s] = -i32::from(offset) * i32::from(sum);
-            }
-            for g in 0..CHUNK / GROUP {
-                out.starts32[g] = out.starts[2 * g] + out.starts[2 * g + 1];
-            }
+            quantize(&padded, self.family, out);
         }
+    }
+}
+
+/// Rounds 256 activations as the weights of a family want them.
+#[inline(always)]
+pub(crate) fn quantize(x: &[f32; CHUNK], family: Family, out: &mut ActChunk) {
+    let groups = x.as_chunks::<GROUP>().0;
+    let mut max = [0.0f32; CHUNK / GROUP];
+    let mut chunk_max = 0.0f32;
+    for g in 0..CHUNK / GROUP {
+        max[g] = magnitude(&groups[g]);
+        chunk_max = if max[g] > chunk_max || max[g].is_nan() { max[g] } else { chunk_max };
+    }
+    let offset = match family {
+        Family::Super => SUPER_OFFSET,
+        Family::Grouped => GROUPED_OFFSET,
+    };
+    let codes = out.codes.as_chunks_mut::<GROUP>().0;
+    for g in 0..CHUNK / GROUP {
+        // Super: one float scale, and the smallest integer step whose range holds the group.
+        let (unit, step) = match family {
+            Family::Grouped => (max[g], 1),
+            Family::Super => {
+                let steps = (max[g] / chunk_max * f32::from(MAX_STEP)).ceil();
+                (chunk_max / f32::from(MAX_STEP), (steps as i16).clamp(1, MAX_STEP))
+            }
+        };
+        out.scales[g] = quantize_group(&groups[g], unit, unit * f32::from(step), &mut codes[g]);
+        let halves = codes[g].as_chunks::<SUB>().0;
+        let mut total = 0;
+        for s in 0..2 {
+            let mut sum = 0i16;
+            for i in 0..SUB {
+                sum += i16::from(halves[s][i]);
+            }
+            out.steps[2 * g + s] = step;
+            out.sums[2 * g + s] = sum * step;
+            out.starts[2 * g + s] = -i32::from(offset) * i32::from(sum);
+            total += out.starts[2 * g + s];
+        }
+        out.starts32[g] = total;
     }
 }
 
 /// The largest magnitude; NaN where there is a NaN or an infinity, so that it stays visible in the output.
 #[inline(always)]
-fn magnitude(x: &[f32]) -> f32 {
+fn magnitude(x: &[f32; GROUP]) -> f32 {
     let mut lanes = [0.0f32; 16];
     let mut poison = [0.0f32; 16];
     for x in x.as_chunks::<16>().0 {
@@ -184,7 +219,7 @@ fn magnitude(x: &[f32]) -> f32 {
 /// Rounds one group to -127..=127, to nearest even, so that 127 stands for `max`. Returns the scale
 /// of a code whose step is one: `unit / 127`.
 #[inline(always)]
-fn quantize_group(x: &[f32], unit: f32, max: f32, codes: &mut [i8]) -> f32 {
+fn quantize_group(x: &[f32; GROUP], unit: f32, max: f32, codes: &mut [i8; GROUP]) -> f32 {
     if max == 0.0 || max.is_nan() {
         codes.fill(0);
         return unit;
@@ -193,9 +228,9 @@ fn quantize_group(x: &[f32], unit: f32, max: f32, codes: &mut [i8]) -> f32 {
     let inverse = (127.0 / max).min(f32::MAX);
     // Adding 1.5 * 2^23 leaves the rounded integer in the low mantissa bits, on every CPU alike.
     const MAGIC: f32 = 12_582_912.0;
-    for (code, &x) in codes.iter_mut().zip(x) {
-        let rounded = (x * inverse + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
-        *code = rounded.clamp(-127, 127) as i8;
+    for i in 0..GROUP {
+        let rounded = (x[i] * inverse + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
+        codes[i] = rounded.clamp(-127, 127) as i8;
     }
     unit / 127.0
 }

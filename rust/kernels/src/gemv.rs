@@ -12,6 +12,7 @@ use crate::dispatch::Op;
 use crate::format::{Family, Format};
 use crate::isa::{Isa, LANES};
 use crate::matrix::Matrix;
+use bytemuck::Zeroable;
 use std::marker::PhantomData;
 
 /// Rows from `start`, as many as `out` has room for, times column `column` of `[chunks][all columns]`. A
@@ -33,103 +34,128 @@ impl<F: Format> Op for Gemv<'_, F> {
         let Self { w, acts, column, start, out, .. } = self;
         let chunks = w.chunks();
         let all = acts.len() / chunks;
+        let mut lanes = Lanes::<I>::new(isa);
         for (panel, out) in out.chunks_mut(LANES).enumerate() {
             let first = start + panel * LANES;
-            let count = out.len();
             let mut acc = isa.splat(0.0);
-            for from in (0..chunks).step_by(TOGETHER) {
-                let span = Span { first, count, from, to: chunks.min(from + TOGETHER), acts, all, column };
-                acc = match F::FAMILY {
-                    Family::Super => supers::<I, F>(isa, w, span, acc),
-                    Family::Grouped => grouped::<I, F>(isa, w, span, acc),
-                };
+            let together = if F::FAMILY == Family::Super { TOGETHER } else { TOGETHER_GROUPED };
+            for from in (0..chunks).step_by(together) {
+                let n = together.min(chunks - from);
+                let mut a = [&acts[from * all + column]; TOGETHER];
+                for c in 1..n {
+                    a[c] = &acts[(from + c) * all + column];
+                }
+                for r in 0..LANES {
+                    // A short last panel computes its last row more than once.
+                    let row = first + r.min(out.len() - 1);
+                    lanes.row::<F>(isa, w, (row, r), from, &a[..n]);
+                }
+                acc = lanes.finish::<F>(isa, &a[..n], acc);
             }
-            let mut lanes = [0.0; LANES];
-            isa.store(acc, &mut lanes);
-            out.copy_from_slice(&lanes[..count]);
+            let mut floats = [0.0; LANES];
+            isa.store(acc, &mut floats);
+            out.copy_from_slice(&floats[..out.len()]);
         }
     }
 }
 
-/// Chunks of a row that are read one after the other, before the next row: memory likes that.
+/// Chunks of a row that are read one after the other before the next row: memory likes that.
 const TOGETHER: usize = 8;
+/// The same for [`Family::Grouped`], whose lanes take four times the room.
+const TOGETHER_GROUPED: usize = 2;
 
-/// Chunks `from..to` of `count` rows from `first`, and the activations they meet.
-#[derive(Clone, Copy)]
-struct Span<'a> {
-    first: usize,
-    count: usize,
-    from: usize,
-    to: usize,
-    acts: &'a [ActChunk],
-    all: usize,
-    column: usize,
+/// What sixteen rows have come to, before lanes are added up.
+struct Lanes<I: Isa> {
+    d: [[u16; LANES]; TOGETHER],
+    dmin: [[u16; LANES]; TOGETHER],
+    group_d: [[[f32; 8]; LANES]; TOGETHER_GROUPED],
+    sums: [[I::S; LANES]; TOGETHER],
+    mins: [[I::S; LANES]; TOGETHER],
+    units: [[I::U; LANES]; TOGETHER_GROUPED],
 }
 
-impl<'a> Span<'a> {
+impl<I: Isa> Lanes<I> {
     #[inline(always)]
-    fn act(&self, chunk: usize) -> &'a ActChunk {
-        &self.acts[(self.from + chunk) * self.all + self.column]
+    fn new(isa: I) -> Self {
+        Self {
+            d: [[0; LANES]; TOGETHER],
+            dmin: [[0; LANES]; TOGETHER],
+            group_d: [[[0.0; 8]; LANES]; TOGETHER_GROUPED],
+            sums: [[isa.no_lanes(); LANES]; TOGETHER],
+            mins: [[isa.no_lanes(); LANES]; TOGETHER],
+            units: [[isa.no_units(); LANES]; TOGETHER_GROUPED],
+        }
     }
 
-    /// A short last panel computes its last row more than once.
+    /// Multiplies chunks of a row, from `from` on, with the activations `a`; the row is lane `r`.
     #[inline(always)]
-    fn row(&self, r: usize) -> usize {
-        self.first + r.min(self.count - 1)
-    }
-}
-
-#[inline(always)]
-fn supers<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, span: Span<'_>, mut acc: I::F) -> I::F {
-    let (mut d, mut dmin) = ([[0; LANES]; TOGETHER], [[0; LANES]; TOGETHER]);
-    let mut sums = [[isa.no_lanes(); LANES]; TOGETHER];
-    let mut mins = [[isa.no_lanes(); LANES]; TOGETHER];
-    for r in 0..LANES {
-        for c in 0..span.to - span.from {
-            let weights = w.decode::<I, F>(isa, span.row(r), span.from + c);
-            let a = span.act(c);
-            (d[c][r], dmin[c][r]) = (weights.d, weights.dmin);
-            sums[c][r] = if F::SIGNED {
-                isa.dot_super::<true>(&weights.codes, &weights.scales, a)
-            } else {
-                isa.dot_super::<false>(&weights.codes, &weights.scales, a)
-            };
-            if F::HAS_MIN {
-                mins[c][r] = isa.dot_mins(&weights.mins, a);
+    fn row<F: Format>(
+        &mut self,
+        isa: I,
+        w: &Matrix<'_>,
+        (row, r): (usize, usize),
+        from: usize,
+        a: &[&ActChunk],
+    ) {
+        let whole: &[F::Chunk] = w.whole_chunks::<F>(row);
+        let cut = (from + a.len()).min(whole.len());
+        // The chunk that the end of the row cuts short, if it is among them, comes from a padded copy.
+        let last = if cut < from + a.len() { [w.last_chunk::<F>(row)] } else { [F::Chunk::zeroed()] };
+        let parts = [&whole[from.min(cut)..cut], &last[..from + a.len() - cut]];
+        let ahead = w.row_bytes() * (AHEAD / (a.len() * size_of::<F::Chunk>())).max(1);
+        let mut c = 0;
+        for part in parts {
+            for chunk in part {
+                for line in 0..size_of::<F::Chunk>().div_ceil(64) {
+                    isa.prefetch(bytemuck::bytes_of(chunk), ahead + 64 * line);
+                }
+                let (weights, a) = (F::decode(isa, chunk), a[c]);
+                match F::FAMILY {
+                    Family::Super => {
+                        let sum = if F::SIGNED {
+                            isa.dot_super::<true>(&weights.codes, &weights.scales, a)
+                        } else {
+                            isa.dot_super::<false>(&weights.codes, &weights.scales, a)
+                        };
+                        (self.sums[c][r], self.d[c][r]) = (sum, weights.d);
+                        if F::HAS_MIN {
+                            (self.mins[c][r], self.dmin[c][r]) = (isa.dot_mins(&weights.mins, a), weights.dmin);
+                        }
+                    }
+                    Family::Grouped => {
+                        self.units[c][r] = isa.dot_units(&weights.codes, a);
+                        self.group_d[c][r] = weights.group_d;
+                    }
+                }
+                c += 1;
             }
         }
     }
-    for c in 0..span.to - span.from {
-        let scale = span.act(c).scales[0];
-        let d = isa.mul(isa.load_half(&d[c]), isa.splat(F::D_FACTOR));
-        let sum = isa.to_float(isa.sum_rows(&sums[c]));
-        acc = isa.fma(isa.mul(d, isa.splat(scale)), sum, acc);
-        if F::HAS_MIN {
-            let sum = isa.to_float(isa.sum_rows(&mins[c]));
-            acc = isa.fma(isa.mul(isa.load_half(&dmin[c]), isa.splat(-scale)), sum, acc);
+
+    /// Adds up the lanes of every chunk, scales the sums and adds them to `acc`.
+    #[inline(always)]
+    fn finish<F: Format>(&self, isa: I, a: &[&ActChunk], mut acc: I::F) -> I::F {
+        for (c, a) in a.iter().enumerate() {
+            if F::FAMILY == Family::Grouped {
+                let d = isa.transpose_groups(&self.group_d[c]);
+                let sums = isa.sum_units(&self.units[c], a);
+                for g in 0..8 {
+                    acc = isa.fma(isa.mul(d[g], isa.splat(a.scales[g])), isa.to_float(sums[g]), acc);
+                }
+                continue;
+            }
+            let scale = a.scales[0];
+            let d = isa.mul(isa.load_half(&self.d[c]), isa.splat(F::D_FACTOR));
+            let sum = isa.to_float(isa.sum_rows(&self.sums[c]));
+            acc = isa.fma(isa.mul(d, isa.splat(scale)), sum, acc);
+            if F::HAS_MIN {
+                let sum = isa.to_float(isa.sum_rows(&self.mins[c]));
+                acc = isa.fma(isa.mul(isa.load_half(&self.dmin[c]), isa.splat(-scale)), sum, acc);
+            }
         }
+        acc
     }
-    acc
 }
 
-#[inline(always)]
-fn grouped<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, span: Span<'_>, mut acc: I::F) -> I::F {
-    let mut d = [[[0.0; 8]; LANES]; TOGETHER];
-    let mut sums = [[isa.no_units(); LANES]; TOGETHER];
-    for r in 0..LANES {
-        for c in 0..span.to - span.from {
-            let weights = w.decode::<I, F>(isa, span.row(r), span.from + c);
-            d[c][r] = weights.group_d;
-            sums[c][r] = isa.dot_units(&weights.codes, span.act(c));
-        }
-    }
-    for c in 0..span.to - span.from {
-        let a = span.act(c);
-        let d = isa.transpose_groups(&d[c]);
-        let sums = isa.sum_units(&sums[c], a);
-        for g in 0..8 {
-            acc = isa.fma(isa.mul(d[g], isa.splat(a.scales[g])), isa.to_float(sums[g]), acc);
-        }
-    }
-    acc
-}
+/// Bytes ahead of their use that weights are asked for: what memory takes to answer, in decoding time.
+const AHEAD: usize = 4608;

@@ -63,12 +63,13 @@ pub(crate) fn run(jobs: Vec<Job<'_>>) {
     par::for_each(tasks, work, dispatch);
 }
 
-struct Rows<'a> {
-    w: Matrix<'a>,
-    x: &'a Columns<'a>,
-    pick: Option<&'a [u32]>,
-    start: usize,
-    out: &'a mut [f32],
+/// Rows from `start` of a job, as many as `out` has room for.
+pub(crate) struct Rows<'a> {
+    pub(crate) w: Matrix<'a>,
+    pub(crate) x: &'a Columns<'a>,
+    pub(crate) pick: Option<&'a [u32]>,
+    pub(crate) start: usize,
+    pub(crate) out: &'a mut [f32],
 }
 
 impl Op for Rows<'_> {

@@ -74,6 +74,28 @@ impl<'a> Matrix<'a> {
         (&self.data[start..start + len / block * bytes], len)
     }
 
+    /// Bytes of a row.
+    #[inline(always)]
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.data.len() / self.rows.max(1)
+    }
+
+    /// The chunks of row `row` that are not cut short by its end.
+    #[inline(always)]
+    pub(crate) fn whole_chunks<F: Format>(&self, row: usize) -> &'a [F::Chunk] {
+        let row = &self.data[row * self.row_bytes()..][..self.cols / CHUNK * size_of::<F::Chunk>()];
+        bytemuck::cast_slice(row)
+    }
+
+    /// The chunk that the end of row `row` cuts short, followed by zeros: their scales make nothing of them.
+    #[inline(always)]
+    pub(crate) fn last_chunk<F: Format>(&self, row: usize) -> F::Chunk {
+        let (bytes, _) = self.chunk(row, self.cols / CHUNK);
+        let mut padded = F::Chunk::zeroed();
+        bytemuck::bytes_of_mut(&mut padded)[..bytes.len()].copy_from_slice(bytes);
+        padded
+    }
+
     /// Decodes chunk `chunk` of row `row`, and asks for the same chunk sixteen rows further on: that
     /// is where drivers go next. Past the end of a short row the scales are zero.
     #[inline(always)]
@@ -86,9 +108,7 @@ impl<'a> Matrix<'a> {
         if len == CHUNK {
             return F::decode(isa, bytemuck::from_bytes(bytes));
         }
-        let mut padded = F::Chunk::zeroed();
-        bytemuck::bytes_of_mut(&mut padded)[..bytes.len()].copy_from_slice(bytes);
-        F::decode(isa, &padded)
+        F::decode(isa, &self.last_chunk::<F>(row))
     }
 
     /// The FP8 block scales along `row`; empty for other formats.

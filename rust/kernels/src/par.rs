@@ -45,6 +45,11 @@ pub fn threads() -> usize {
     pool().current_num_threads()
 }
 
+/// Runs `f` on a thread of the pool, so that the parallel regions in it start without waking anyone first.
+pub fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    pool().install(f)
+}
+
 /// Calls `f(index, chunk)` for consecutive chunks of `len` elements, in parallel.
 pub fn for_chunks<T: Send>(data: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
     let len = len.max(1);

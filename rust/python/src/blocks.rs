@@ -58,13 +58,14 @@ fn slice_mut<'a>(x: &'a mut PyReadwriteArray2<'_, f32>) -> PyResult<&'a mut [f32
 }
 
 /// Runs `f` with an observer that files what it sees under `blk.LAYER.`.
-fn observed<R>(
+fn observed<R: Send>(
     observer: Option<&Observer>,
     layer: usize,
-    f: impl FnOnce(Option<&mut kizami_kernels::ops::Observer<'_>>) -> R,
+    f: impl FnOnce(Option<&mut kizami_kernels::ops::Observer<'_>>) -> R + Send,
 ) -> R {
     match observer {
-        None => f(None),
+        // The whole block on the pool: one hand-over instead of one per parallel region.
+        None => kizami_kernels::par::enter(|| f(None)),
         Some(o) => {
             let mut statistics = lock(&o.statistics);
             f(Some(&mut |seen| statistics.add(&format!("blk.{layer}.{}.weight", seen.role), &seen)))

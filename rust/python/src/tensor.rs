@@ -132,6 +132,16 @@ impl Tensor {
         Matrix::new(self.ty, self.rows, self.cols, data, scales).map_err(|e| error::kernel("tensor", e))
     }
 
+    /// Matrices in the stack.
+    pub(crate) fn count(&self) -> usize {
+        self.mats
+    }
+
+    /// Matrix `index` of the stack, which must have it.
+    pub(crate) fn matrix_at(&self, index: usize) -> Matrix<'_> {
+        self.try_matrix(index).expect("checked at construction")
+    }
+
     /// The matrices of the stack; one for vectors and matrices.
     pub(crate) fn matrices(&self) -> Vec<Matrix<'_>> {
         (0..self.mats).map(|i| self.try_matrix(i).expect("checked at construction")).collect()

@@ -526,7 +526,7 @@ impl Isa for Avx2 {
     fn prefetch(self, bytes: &[u8], at: usize) {
         // SAFETY: see the head of the file.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast());
+            _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(at).cast());
         }
     }
 

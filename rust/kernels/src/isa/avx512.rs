@@ -130,16 +130,23 @@ unsafe fn odd_blocks(a: __m512i, b: __m512i) -> __m512i {
     unsafe { _mm512_shuffle_i32x4::<0xdd>(a, b) }
 }
 
-/// Two entries of a table: those that `at` names from `i` on.
+/// Four entries of a table, numbered by the four 16-bit parts of `at`.
 /// # Safety
 /// The CPU must have AVX-512: the caller holds the level's token. The numbers must be below 2048.
 #[inline(always)]
-unsafe fn entry2(table: &[[u8; 8]; 2048], at: &[u16; 32], i: usize) -> __m128i {
+unsafe fn entries4(table: &[[u8; 8]; 2048], at: u64) -> __m256i {
+    let mut at = at;
+    // SAFETY: no instruction at all. It keeps the four numbers in one general register: taken out of the vector
+    // one by one they would cost more than the lookups.
+    unsafe { std::arch::asm!("/* {0} */", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
+    let entry = |shift: u32| table.as_ptr().wrapping_add((at >> shift) as u16 as usize);
     // SAFETY: the numbers are within the table, by the caller's promise.
     unsafe {
-        let low = _mm_loadl_epi64(table.as_ptr().add(usize::from(at[i])).cast());
-        let high: *const f64 = table.as_ptr().add(usize::from(at[i + 1])).cast();
-        _mm_castpd_si128(_mm_loadh_pd(_mm_castsi128_pd(low), high))
+        let low = _mm_castsi128_pd(_mm_loadl_epi64(entry(0).cast()));
+        let high = _mm_castsi128_pd(_mm_loadl_epi64(entry(32).cast()));
+        let low = _mm_loadh_pd(low, entry(16).cast());
+        let high = _mm_loadh_pd(high, entry(48).cast());
+        _mm256_castpd_si256(_mm256_set_m128d(high, low))
     }
 }
 
@@ -443,7 +450,7 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
     fn prefetch(self, bytes: &[u8], at: usize) {
         // SAFETY: see the head of the file.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast());
+            _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(at).cast());
         }
     }
 
@@ -511,13 +518,17 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
             let field = _mm512_srlv_epi16(spread, _mm512_set1_epi64(0x9_0006_0003_0000));
             let field = _mm512_and_si512(_mm512_slli_epi16::<8>(field), _mm512_set1_epi16(0x700));
             let low = _mm512_cvtepu8_epi16(_mm256_loadu_si256(low.as_ptr().cast()));
-            let mut at = [0u16; 32];
-            _mm512_storeu_si512(at.as_mut_ptr().cast(), _mm512_or_si512(field, low));
-            let mut out = [low; 4];
+            let at = _mm512_or_si512(field, low);
+            let mut out = [_mm512_setzero_si512(); 4];
             for q in 0..4 {
-                let (a, b) = (entry2(table, &at, 8 * q), entry2(table, &at, 8 * q + 2));
-                let (c, d) = (entry2(table, &at, 8 * q + 4), entry2(table, &at, 8 * q + 6));
-                let (low, high) = (_mm256_set_m128i(b, a), _mm256_set_m128i(d, c));
+                let at = match q {
+                    0 => _mm512_castsi512_si128(at),
+                    1 => _mm512_extracti32x4_epi32::<1>(at),
+                    2 => _mm512_extracti32x4_epi32::<2>(at),
+                    _ => _mm512_extracti32x4_epi32::<3>(at),
+                };
+                let low = entries4(table, _mm_cvtsi128_si64(at) as u64);
+                let high = entries4(table, _mm_extract_epi64::<1>(at) as u64);
                 out[q] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
             }
             out

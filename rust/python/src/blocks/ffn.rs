@@ -30,18 +30,21 @@ struct Routed {
     scale: f32,
 }
 
-fn networks<'a>(stacks: &'a [Py<Tensor>; 3]) -> PyResult<Vec<ffn::Ffn<'a>>> {
-    let [gate, up, down] = [0, 1, 2].map(|i| stacks[i].get().matrices());
-    if gate.len() != up.len() || gate.len() != down.len() {
+/// Network `i` of gate, up and down stacks of equal length.
+fn network<'a>(stacks: &'a [Py<Tensor>; 3], i: usize) -> ffn::Ffn<'a> {
+    let [gate, up, down] = [0, 1, 2].map(|part| stacks[part].get().matrix_at(i));
+    ffn::Ffn { gate, up, down }
+}
+
+/// How many networks three stacks hold.
+fn count(stacks: &[Py<Tensor>; 3]) -> PyResult<usize> {
+    let [gate, up, down] = [0, 1, 2].map(|part| stacks[part].get().count());
+    if gate != up || gate != down {
         return Err(error::format(format!(
-            "experts: found {} gate, {} up and {} down, expected equal numbers",
-            gate.len(),
-            up.len(),
-            down.len()
+            "experts: found {gate} gate, {up} up and {down} down, expected equal numbers"
         )));
     }
-    let zipped = gate.into_iter().zip(up).zip(down);
-    Ok(zipped.map(|((gate, up), down)| ffn::Ffn { gate, up, down }).collect())
+    Ok(gate)
 }
 
 #[pymethods]
@@ -114,9 +117,11 @@ impl FfnBlock {
         let precision = precision(activations)?;
         let x = slice_mut(&mut x)?;
         let shared = match &self.shared {
-            Some(s) => networks(s)?.into_iter().next(),
+            Some(s) => count(s).map(|_| Some(network(s, 0)))?,
             None => None,
         };
+        let stacks = self.routed.as_ref().map(|r| &r.experts);
+        let get = |i: usize| network(stacks.expect("asked only where there are experts"), i);
         let routed = match &self.routed {
             Some(r) => {
                 let router = ffn::Router {
@@ -130,7 +135,7 @@ impl FfnBlock {
                     normalize: r.normalize,
                     scale: r.scale,
                 };
-                Some((router, networks(&r.experts)?))
+                Some((router, ffn::Experts { count: count(&r.experts)?, get: &get }))
             }
             None => None,
         };

@@ -25,7 +25,7 @@ use crate::isa::Isa;
 use crate::matmul::{Columns, Job, Precision, dequantize, matmul, read_column, run};
 use crate::matrix::Matrix;
 use crate::ops::{Norm, Observation, Observer, add, expect_shape, expect_stack, rope};
-use crate::par;
+use crate::{par, profile};
 
 /// Weights and constants of one layer's attention.
 pub struct Mla<'a> {
@@ -95,27 +95,36 @@ impl Mla<'_> {
             }
         };
 
+        let span = profile::span("attn_norm", 0, 0);
         let h = self.norm.apply(x, d);
+        drop(span);
         let columns = Columns::new(&h, d, precision)?;
         let mut q = vec![0.0; n * self.q_b.rows()];
         match &self.q_a {
             Some((q_a, norm)) => {
                 see("attn_q_a", 0, 1, d, &h, None);
+                let span = profile::linear("attn_q_a", q_a, n);
                 let mut low = vec![0.0; n * q_a.rows()];
                 matmul(q_a, &columns, &mut low)?;
                 let low = norm.apply(&low, q_a.rows());
+                drop(span);
                 see("attn_q_b", 0, 1, q_a.rows(), &low, None);
+                let _span = profile::linear("attn_q_b", &self.q_b, n);
                 matmul(&self.q_b, &Columns::new(&low, q_a.rows(), precision)?, &mut q)?;
             }
             None => {
                 see("attn_q", 0, 1, d, &h, None);
+                let _span = profile::linear("attn_q", &self.q_b, n);
                 matmul(&self.q_b, &columns, &mut q)?;
             }
         }
         see("attn_kv_a_mqa", 0, 1, d, &h, None);
+        let span = profile::linear("attn_kv_a_mqa", &self.kv_a, n);
         let mut kv = vec![0.0; n * dims.width()];
         matmul(&self.kv_a, &columns, &mut kv)?;
+        drop(span);
 
+        let span = profile::span("attn_cache", 0, 0);
         let angles = self.rope.tables(&positions);
         let angles = |token: usize| &angles[token * rope / 2..][..rope / 2];
         par::for_chunks(&mut q, heads * dims.q() * 16, |task, q| {
@@ -126,12 +135,14 @@ impl Mla<'_> {
             }
         });
         self.remember(&mut kv, segments, &dims, angles);
+        drop(span);
 
         let mut values = vec![0.0; n * heads * v];
         let (mut few, mut tokens, mut at) = (Vec::new(), Vec::new(), 0);
         for s in segments.iter() {
             if !observed && dims.expands(s.len, s.position) {
                 let q = &q[at * heads * dims.q()..][..s.len * heads * dims.q()];
+                let _span = profile::span("attn_expanded", 0, 0);
                 self.expanded(&dims, s, q, &mut values[at * heads * v..][..s.len * heads * v]);
             } else {
                 few.extend((0..s.len).map(|i| Query { cache: s.cache, len: s.position + i + 1 }));
@@ -146,6 +157,7 @@ impl Mla<'_> {
             }
         }
         see("attn_output", 0, 1, heads * v, &values, None);
+        let _span = profile::linear("attn_output", &self.output, n);
         let mut out = vec![0.0; n * d];
         matmul(&self.output, &Columns::new(&values, heads * v, precision)?, &mut out)?;
         add(x, &out);
@@ -218,6 +230,7 @@ impl Mla<'_> {
         }
         // Absorb k_b into the queries. Here and at v_b activations stay f32: the matrices are about 3 % of a
         // token's work, and rounding their inputs a noticeable part of the error (docs/kernels.md).
+        let span = profile::span("attn_k_b", macs(&self.k_b, tokens.len()), bytes(&self.k_b));
         let columns = Columns::new(&q_nope, nope, Precision::F32)?;
         let latent = per_head(&self.k_b, &columns, tokens.len(), |head, pick| {
             see("attn_k_b", head, heads, nope, &q_nope, Some(pick));
@@ -227,10 +240,14 @@ impl Mla<'_> {
             x.extend_from_slice(latent);
             x.extend_from_slice(&of(tokens[i / heads], i % heads)[nope..]);
         }
+        drop(span);
+        let span = profile::span("attn_scores", 0, 0);
         let block = |first| Block { heads: HEADS.min(heads - first), key: 0, value: 0 };
         let blocks = (0..heads).step_by(HEADS).map(block).collect();
         let shared = Heads { blocks, key_dims: dims.width(), value_dims: lora, scale: self.scale };
         let mixed = attend(&shared, queries, &x);
+        drop(span);
+        let _span = profile::span("attn_v_b", macs(&self.v_b, tokens.len()), bytes(&self.v_b));
         let columns = Columns::new(&mixed, lora, Precision::F32)?;
         Ok(per_head(&self.v_b, &columns, tokens.len(), |head, pick| {
             see("attn_v_b", head, heads, lora, &mixed, Some(pick));
@@ -339,6 +356,16 @@ impl Source for Expansion<'_> {
             panel(isa, (count, lora), rows, weights(nope.div_ceil(PANEL) + p), values, PANEL, false);
         }
     }
+}
+
+/// Multiply-adds of a stack with `n` tokens, for the profile.
+fn macs(stack: &[Matrix<'_>], n: usize) -> usize {
+    stack.iter().map(|w| w.rows() * w.cols() * n).sum()
+}
+
+/// Bytes of a stack, for the profile.
+fn bytes(stack: &[Matrix<'_>]) -> usize {
+    stack.iter().map(Matrix::nbytes).sum()
 }
 
 /// Applies one matrix per head to `[n][heads]` columns; the result is `[n][heads][rows]`.

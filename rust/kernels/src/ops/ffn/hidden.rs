@@ -1,0 +1,171 @@
+//! The wide middle of feed-forward networks: `silu(W_gate h) * W_up h`.
+//!
+//! ```text
+//! task: 256 rows of gate and of up  x  some columns
+//!   gate rows . h --+
+//!                   +-- silu * --> 256 numbers a column --quantize--> one chunk for W_down
+//!   up rows   . h --+
+//! ```
+//!
+//! A task makes whole chunks of what `W_down` multiplies, so nothing wide is ever stored as floats and nobody
+//! waits between the steps. Where floats are wanted (float weights, calibration) they are computed the long way.
+
+use super::Group;
+use crate::chunk::{ActChunk, CHUNK};
+use crate::columns::{self, Form, form};
+use crate::dispatch::{Op, dispatch};
+use crate::error::Error;
+use crate::format::Family;
+use crate::isa::{Isa, LANES};
+use crate::math;
+use crate::matmul::{Columns, Job, Precision, Rows, read_column, run};
+use crate::matrix::Matrix;
+use crate::par;
+use std::cell::Cell;
+
+/// What a network's `W_down` takes.
+pub(super) enum Hidden {
+    /// `[tokens][ff]`.
+    Floats(Vec<f32>),
+    /// `[chunks][tokens]`; taken once.
+    Codes(Cell<Vec<ActChunk>>, Family),
+}
+
+/// Columns of one task: their gate and up values stay in the second-level cache.
+const COLUMNS: usize = 256;
+
+impl Hidden {
+    /// One for each group; floats for all if `floats`.
+    pub(super) fn compute(
+        groups: &[Group<'_>],
+        columns: &Columns<'_>,
+        precision: Precision,
+        floats: bool,
+    ) -> Vec<Hidden> {
+        for g in groups {
+            columns.prepare(g.ffn.gate.ty());
+            columns.prepare(g.ffn.up.ty());
+        }
+        let codes = |g: &Group<'_>| match form(g.ffn.down.ty(), precision) {
+            Form::Codes(family) if !floats => Some(family),
+            _ => None,
+        };
+        let mut out: Vec<Hidden> = groups
+            .iter()
+            .map(|g| match codes(g) {
+                None => Hidden::Floats(plain(g, columns)),
+                Some(family) => {
+                    let chunks = g.ffn.gate.rows().div_ceil(CHUNK);
+                    Hidden::Codes(Cell::new(vec![ActChunk::default(); chunks * g.tokens.len()]), family)
+                }
+            })
+            .collect();
+        let (mut tasks, mut work) = (Vec::new(), 0);
+        for (g, hidden) in groups.iter().zip(&mut out) {
+            let Hidden::Codes(codes, family) = hidden else { continue };
+            work += 2 * g.ffn.gate.rows() * g.ffn.gate.cols() * g.tokens.len();
+            for (chunk, out) in codes.get_mut().chunks_mut(g.tokens.len()).enumerate() {
+                for (pick, out) in g.tokens.chunks(COLUMNS).zip(out.chunks_mut(COLUMNS)) {
+                    let (gate, up, family) = (g.ffn.gate, g.ffn.up, *family);
+                    tasks.push(Fused { gate, up, x: columns, pick, chunk, family, out });
+                }
+            }
+        }
+        par::for_each(tasks, work, dispatch);
+        out
+    }
+
+    /// The floats, if there are any.
+    pub(super) fn floats(&self) -> &[f32] {
+        match self {
+            Hidden::Floats(x) => x,
+            Hidden::Codes(..) => &[],
+        }
+    }
+
+    /// As columns of the group's `W_down`.
+    pub(super) fn columns(&self, group: &Group<'_>, precision: Precision) -> Result<Columns<'_>, Error> {
+        let ff = group.ffn.down.cols();
+        match self {
+            Hidden::Floats(x) => Columns::new(x, ff, precision),
+            Hidden::Codes(codes, family) => {
+                Ok(Columns::quantized(codes.take(), group.tokens.len(), ff, *family))
+            }
+        }
+    }
+}
+
+struct Fused<'a> {
+    gate: Matrix<'a>,
+    up: Matrix<'a>,
+    x: &'a Columns<'a>,
+    pick: &'a [u32],
+    chunk: usize,
+    family: Family,
+    out: &'a mut [ActChunk],
+}
+
+impl Op for Fused<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { gate, up, x, pick, chunk, family, out } = self;
+        let start = chunk * CHUNK;
+        let (rows, n) = (CHUNK.min(gate.rows() - start), pick.len());
+        let (mut a, mut b) = (vec![0.0; rows * n], vec![0.0; rows * n]);
+        isa.enter(Rows { w: gate, x, pick: Some(pick), start, out: &mut a });
+        isa.enter(Rows { w: up, x, pick: Some(pick), start, out: &mut b });
+        swiglu(&mut a, &b);
+        let mut padded = [0.0; CHUNK];
+        for (c, out) in out.iter_mut().enumerate() {
+            read_column(&a, n, c, &mut padded[..rows]);
+            columns::quantize(&padded, family, out);
+        }
+    }
+}
+
+/// `gate = silu(gate) * up`, element by element.
+#[inline(always)]
+fn swiglu(gate: &mut [f32], up: &[f32]) {
+    let (gate_lanes, gate_rest) = gate.as_chunks_mut::<LANES>();
+    let (up_lanes, up_rest) = up.as_chunks::<LANES>();
+    for k in 0..gate_lanes.len().min(up_lanes.len()) {
+        for i in 0..LANES {
+            gate_lanes[k][i] = math::swiglu(gate_lanes[k][i], up_lanes[k][i]);
+        }
+    }
+    for i in 0..gate_rest.len().min(up_rest.len()) {
+        gate_rest[i] = math::swiglu(gate_rest[i], up_rest[i]);
+    }
+}
+
+/// `[tokens][ff]` of one group.
+fn plain(group: &Group<'_>, x: &Columns<'_>) -> Vec<f32> {
+    let (ff, n) = (group.ffn.gate.rows(), group.tokens.len());
+    let (mut gate, mut up) = (vec![0.0; n * ff], vec![0.0; n * ff]);
+    let pick = Some(group.tokens.as_slice());
+    run(vec![
+        Job { w: group.ffn.gate, x, pick, out: &mut gate },
+        Job { w: group.ffn.up, x, pick, out: &mut up },
+    ]);
+    let parts = gate.chunks_mut(1 << 14).zip(up.chunks(1 << 14));
+    par::for_each(parts.map(|(gate, up)| Swiglu { gate, up }).collect(), 16 * n * ff, dispatch);
+    let mut out = vec![0.0; n * ff];
+    par::for_chunks(&mut out, ff, |c, out| read_column(&gate, n, c, out));
+    out
+}
+
+struct Swiglu<'a> {
+    gate: &'a mut [f32],
+    up: &'a [f32],
+}
+
+impl Op for Swiglu<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        swiglu(self.gate, self.up);
+    }
+}
