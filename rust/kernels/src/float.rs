@@ -6,10 +6,12 @@
 
 use crate::chunk::{CHUNK, GROUP, GROUPED_OFFSET, SUB, SUPER_OFFSET};
 use crate::convert::f16_to_f32;
+use crate::dispatch::Op;
 use crate::format::with_format;
 use crate::format::{Family, FloatFormat, Format};
 use crate::isa::{Isa, LANES};
 use crate::matrix::{Matrix, SCALE_BLOCK};
+use std::marker::PhantomData;
 
 /// One chunk of a row as f32, zero past the end.
 #[repr(C, align(64))]
@@ -20,11 +22,59 @@ impl Floats {
     pub(crate) const ZERO: Self = Self([0.0; CHUNK]);
 }
 
-/// Decodes chunk `chunk` of row `row` to f32: the format's exact value, each product rounded once.
+/// How a format becomes f32: its exact value, each product rounded once.
+trait Decode {
+    /// Decodes chunk `chunk` of row `row`.
+    fn decode<I: Isa>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats);
+}
+
+/// [`Decode`] of a float format.
+struct OfFloats<F>(PhantomData<F>);
+
+impl<F: FloatFormat> Decode for OfFloats<F> {
+    #[inline(always)]
+    fn decode<I: Isa>(_: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats) {
+        decode_floats::<F>(w, row, chunk, out);
+    }
+}
+
+/// [`Decode`] of a block format.
+struct OfBlocks<F>(PhantomData<F>);
+
+impl<F: Format> Decode for OfBlocks<F> {
+    #[inline(always)]
+    fn decode<I: Isa>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats) {
+        decode_blocks::<I, F>(isa, w, row, chunk, out);
+    }
+}
+
+/// Rows of a matrix as f32, one after the other.
 #[inline(always)]
-pub(crate) fn decode<I: Isa>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats) {
-    with_format!(w.ty(), F => float decode_floats::<F>(w, row, chunk, out),
-                              block decode_blocks::<I, F>(isa, w, row, chunk, out));
+pub(crate) fn decode_rows<I: Isa>(isa: I, w: &Matrix<'_>, start: usize, out: &mut [f32]) {
+    with_format!(w.ty(), F => float isa.enter(DecodeRows { w, start, out, format: PhantomData::<OfFloats<F>> }),
+                              block isa.enter(DecodeRows { w, start, out, format: PhantomData::<OfBlocks<F>> }));
+}
+
+struct DecodeRows<'a, D> {
+    w: &'a Matrix<'a>,
+    start: usize,
+    out: &'a mut [f32],
+    format: PhantomData<D>,
+}
+
+impl<D: Decode> Op for DecodeRows<'_, D> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let mut floats = Floats::ZERO;
+        for (r, row) in self.out.chunks_exact_mut(self.w.cols()).enumerate() {
+            for (chunk, out) in row.chunks_mut(CHUNK).enumerate() {
+                D::decode(isa, self.w, self.start + r, chunk, &mut floats);
+                out.copy_from_slice(&floats.0[..out.len()]);
+            }
+        }
+    }
 }
 
 #[inline(always)]
@@ -119,10 +169,47 @@ const ROWS: usize = 4;
 /// Columns whose accumulators are kept between chunks.
 const COLUMNS: usize = 128;
 
-/// `dot(w[row], x[column])` for `out.len() / n` rows from `start`; for `out` see [`crate::matmul::Job`].
-/// `x` holds columns of `chunks * 256` floats, zero padded; `pick` maps the `n` wanted ones into it.
+/// `dot(w[row], x[column])` for as many rows from `start` as `out` has room for; for `out` see
+/// [`crate::matmul::Job`]. `x` holds columns of `chunks * 256` floats, zero padded; `pick` maps the `n` wanted
+/// ones into it.
 #[inline(always)]
 pub(crate) fn matmul_rows<I: Isa>(
+    isa: I,
+    w: &Matrix<'_>,
+    x: &[f32],
+    n: usize,
+    pick: Option<&[u32]>,
+    start: usize,
+    out: &mut [f32],
+) {
+    with_format!(w.ty(), F =>
+        float isa.enter(FloatRows { w, x, n, pick, start, out, format: PhantomData::<OfFloats<F>> }),
+        block isa.enter(FloatRows { w, x, n, pick, start, out, format: PhantomData::<OfBlocks<F>> }));
+}
+
+/// A function of its own for every format: together they would share constants and spill them.
+struct FloatRows<'a, D> {
+    w: &'a Matrix<'a>,
+    x: &'a [f32],
+    n: usize,
+    pick: Option<&'a [u32]>,
+    start: usize,
+    out: &'a mut [f32],
+    format: PhantomData<D>,
+}
+
+impl<D: Decode> Op for FloatRows<'_, D> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { w, x, n, pick, start, out, .. } = self;
+        rows::<I, D>(isa, w, x, n, |c| pick.map_or(c, |pick| pick[c] as usize), start, out);
+    }
+}
+
+#[inline(always)]
+fn rows<I: Isa, D: Decode>(
     isa: I,
     w: &Matrix<'_>,
     x: &[f32],
@@ -147,7 +234,7 @@ pub(crate) fn matmul_rows<I: Isa>(
             acc[..c_n].fill([[0.0; LANES]; ROWS]);
             for chunk in 0..chunks {
                 for (r, row) in rows[..r_n].iter_mut().enumerate() {
-                    decode(isa, w, start + first + r, chunk, row);
+                    D::decode(isa, w, start + first + r, chunk, row);
                 }
                 let mut c = 0;
                 if I::WIDE {

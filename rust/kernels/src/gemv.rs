@@ -119,7 +119,8 @@ impl<I: Isa> Lanes<I> {
                         };
                         (self.sums[c][r], self.d[c][r]) = (sum, weights.d);
                         if F::HAS_MIN {
-                            (self.mins[c][r], self.dmin[c][r]) = (isa.dot_mins(&weights.mins, a), weights.dmin);
+                            (self.mins[c][r], self.dmin[c][r]) =
+                                (isa.dot_mins(&weights.mins, a), weights.dmin);
                         }
                     }
                     Family::Grouped => {

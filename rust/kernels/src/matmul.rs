@@ -14,11 +14,10 @@
 //!
 //! so threads, tiles, batch and instruction set cannot change it.
 
-use crate::chunk::CHUNK;
 use crate::columns::{Form, form};
 use crate::dispatch::{Op, dispatch};
 use crate::error::{Error, expect_len};
-use crate::float::{self, Floats};
+use crate::float;
 use crate::format::{Type, with_format};
 use crate::gemv::Gemv;
 use crate::isa::{Isa, LANES};
@@ -81,7 +80,7 @@ impl Op for Rows<'_> {
         let n = pick.map_or(x.len(), <[u32]>::len);
         let column = |c: usize| pick.map_or(c, |pick| pick[c] as usize);
         match form(w.ty(), x.precision) {
-            Form::Float => float::matmul_rows(isa, &w, x.floats(), n, column, start, out),
+            Form::Float => float::matmul_rows(isa, &w, x.floats(), n, pick, start, out),
             Form::Codes(family) => {
                 let acts = x.codes(family);
                 with_format!(w.ty(), F => float unreachable!("float weights take float activations"),
@@ -161,12 +160,6 @@ impl Op for Dequantize<'_, '_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let mut floats = Floats::ZERO;
-        for (r, row) in self.out.chunks_exact_mut(self.w.cols()).enumerate() {
-            for (chunk, out) in row.chunks_mut(CHUNK).enumerate() {
-                float::decode(isa, self.w, self.start + r, chunk, &mut floats);
-                out.copy_from_slice(&floats.0[..out.len()]);
-            }
-        }
+        float::decode_rows(isa, self.w, self.start, self.out);
     }
 }
