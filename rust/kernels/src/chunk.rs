@@ -4,7 +4,7 @@
 //! looks like in memory, its decoder returns the same picture:
 //!
 //! ```text
-//! codes    256 x u8, in row order; the code proper is the byte minus Format::OFFSET
+//! codes    256 x u8, in row order; the code proper is the byte minus 64 (Super, SIGNED), 128 (Grouped) or 0
 //! Family::Super    weight = d * (scales[k/16] * code) - dmin * mins[k/16]      bytes at most 127
 //! Family::Grouped  weight = group_d[k/32] * code                               bytes up to 255
 //! ```

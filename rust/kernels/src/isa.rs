@@ -109,7 +109,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn dot_units(self, codes: &[Self::Q; 4], a: &ActChunk) -> Self::U;
     /// `out[g]`, lane `r`: the sum of `(code - 128) * activation` over group `g` of row `r`.
     fn sum_units(self, x: &[Self::U; LANES], a: &ActChunk) -> [Self::V; 8];
-    /// Asks for the cache line at `bytes[at]`, or the end of `bytes`, ahead of its use.
+    /// Asks for the cache line `at` bytes after the start of `bytes`, wherever that is, ahead of its use.
     fn prefetch(self, bytes: &[u8], at: usize);
 
     // Sixteen i16.

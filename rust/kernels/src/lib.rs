@@ -4,6 +4,7 @@
 //! Does not know: files, Python, tokens, models. A newcomer reads [`matmul`] and one file of
 //! [`formats`]; `docs/kernels.md` tells the story.
 #![deny(unsafe_code)]
+#![allow(clippy::needless_range_loop, reason = "iterator adapters are calls that kernels may not inline")]
 
 pub mod bandwidth;
 pub mod chunk;

@@ -2,7 +2,7 @@
 //!
 //! Rows of weights are decoded chunk by chunk, sixteen rows at a time, and each decoded chunk meets every
 //! column before the next one is decoded: `gemv.rs` for one column, `panel.rs` for more, `float.rs`
-//! where activations stay floats. The *value* of an output is fixed (`docs/kernels.md`):
+//! where activations stay floats. The *value* of an output is fixed (`docs/architecture.md`):
 //! one f32 accumulator, chunks in ascending order,
 //!
 //! ```text

@@ -96,8 +96,8 @@ impl<'a> Matrix<'a> {
         padded
     }
 
-    /// Decodes chunk `chunk` of row `row`, and asks for the same chunk sixteen rows further on: that
-    /// is where drivers go next. Past the end of a short row the scales are zero.
+    /// Decodes chunk `chunk` of row `row`, and asks for the same chunk sixteen rows further on, where panels
+    /// go next. Past the end of a short row the scales are zero.
     #[inline(always)]
     pub(crate) fn decode<I: Isa, F: Format>(&self, isa: I, row: usize, chunk: usize) -> Weights<I> {
         let (bytes, len) = self.chunk(row, chunk);

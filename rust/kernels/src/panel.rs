@@ -97,7 +97,7 @@ pub(crate) fn rows<I: Isa, F: Format>(
 
 /// Writes sixteen rows' results for column `c` into a panel of `count` rows.
 #[inline(always)]
-pub(crate) fn write_panel(lanes: &[f32; LANES], c: usize, count: usize, out: &mut [f32]) {
+fn write_panel(lanes: &[f32; LANES], c: usize, count: usize, out: &mut [f32]) {
     out[c * count..][..count].copy_from_slice(&lanes[..count]);
 }
 
@@ -203,17 +203,16 @@ fn tile<'a, I: Isa, K: Kind, const C: usize>(
     column: impl Fn(usize) -> &'a ActChunk,
     acc: &mut [[f32; LANES]],
 ) {
-    isa.enter(Tile { panel, columns: std::array::from_fn::<_, C, _>(column), acc, kind: K::default() });
+    isa.enter(Tile { panel, columns: std::array::from_fn::<_, C, _>(column), acc, kind: PhantomData::<K> });
 }
 
 /// How the sums of a tile are scaled.
-trait Kind: Copy + Default {
+trait Kind {
     /// Adds the products of the panel and `C` columns to `acc`.
     fn tile<I: Isa, const C: usize>(isa: I, panel: &Panel, a: [&ActChunk; C], acc: &mut [[f32; LANES]]);
 }
 
 /// [`Family::Grouped`].
-#[derive(Clone, Copy, Default)]
 struct Grouped;
 
 impl Kind for Grouped {
@@ -246,7 +245,6 @@ impl Kind for Grouped {
 }
 
 /// [`Family::Super`] with one integer scale per `SUB` weights.
-#[derive(Clone, Copy, Default)]
 struct Super<const SUB: usize, const SIGNED: bool, const HAS_MIN: bool>;
 
 impl<const SUB: usize, const SIGNED: bool, const HAS_MIN: bool> Kind for Super<SUB, SIGNED, HAS_MIN> {
@@ -293,7 +291,7 @@ struct Tile<'a, K, const C: usize> {
     panel: &'a Panel,
     columns: [&'a ActChunk; C],
     acc: &'a mut [[f32; LANES]],
-    kind: K,
+    kind: PhantomData<K>,
 }
 
 impl<K: Kind, const C: usize> Op for Tile<'_, K, C> {
@@ -301,7 +299,6 @@ impl<K: Kind, const C: usize> Op for Tile<'_, K, C> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let _ = self.kind;
         K::tile::<I, C>(isa, self.panel, self.columns, self.acc);
     }
 }

@@ -244,23 +244,79 @@ fn results_do_not_depend_on_threads() {
     for level in available() {
         assert!(set_level(level));
         for (i, &ty) in Type::ALL.iter().enumerate() {
-            // Large enough for several tasks, with a last one that is not full.
-            let case = Case { rows: 83, cols: 768, n: 40, contents: Contents::Random, seed: i as u64 + 1 };
-            let mut rng = Rng(case.seed);
-            let bytes = weights(ty, &mut rng, &case);
-            let scales = vec![0.5; if ty == Type::F8E4M3 { 6 } else { 0 }];
-            let x = activations(&mut rng, &case);
-            let w = Matrix::new(ty, case.rows, case.cols, &bytes, &scales).expect("a valid matrix");
-            for precision in [Precision::Int8, Precision::F32] {
-                set_threads(1);
-                let expected = run(&w, &x, precision);
-                for threads in [2, 3] {
-                    set_threads(threads);
-                    if let Some(difference) = difference(&run(&w, &x, precision), &expected) {
-                        panic!("{ty:?} {precision:?} at {level:?}, {threads} threads: {difference}");
+            // Large enough for several tasks, with a last one that is not full; and one column alone.
+            for (rows, n) in [(83, 40), (1107, 1)] {
+                let case = Case { rows, cols: 768, n, contents: Contents::Random, seed: i as u64 + 1 };
+                let mut rng = Rng(case.seed);
+                let bytes = weights(ty, &mut rng, &case);
+                let scales = vec![0.5; if ty == Type::F8E4M3 { case.rows.div_ceil(128) * 6 } else { 0 }];
+                let x = activations(&mut rng, &case);
+                let w = Matrix::new(ty, case.rows, case.cols, &bytes, &scales).expect("a valid matrix");
+                for precision in [Precision::Int8, Precision::F32] {
+                    set_threads(1);
+                    let expected = run(&w, &x, precision);
+                    for threads in [2, 3] {
+                        set_threads(threads);
+                        if let Some(difference) = difference(&run(&w, &x, precision), &expected) {
+                            panic!("{ty:?} {precision:?} at {level:?}, {threads} threads: {difference}");
+                        }
                     }
                 }
             }
+        }
+    }
+}
+
+/// Rows longer than what one column reads at a time, with and without a rest, and more columns than any tile or
+/// block of columns: against each column alone, on every level.
+#[test]
+fn long_rows_and_many_columns() {
+    let _guard = GLOBALS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    for &ty in Type::ALL {
+        for (rows, cols, n) in [(17, 2048, 3), (16, 2304, 1), (1, 4352, 2), (5, 256, 131)] {
+            let case = Case { rows, cols, n, contents: Contents::Random, seed: 7 };
+            let mut rng = Rng(case.seed);
+            let bytes = weights(ty, &mut rng, &case);
+            let scales =
+                vec![0.5; if ty == Type::F8E4M3 { rows.div_ceil(128) * cols.div_ceil(128) } else { 0 }];
+            let x = activations(&mut rng, &case);
+            let w = Matrix::new(ty, rows, cols, &bytes, &scales).expect("a valid matrix");
+            for precision in [Precision::Int8, Precision::F32] {
+                assert!(set_level(Level::Scalar));
+                let expected = run(&w, &x, precision);
+                for level in available() {
+                    assert!(set_level(level));
+                    let found = run(&w, &x, precision);
+                    if let Some(difference) = difference(&found, &expected) {
+                        panic!("{ty:?} {precision:?} {rows}x{cols}, {n} columns at {level:?}: {difference}");
+                    }
+                    let last = run(&w, &x[(n - 1) * cols..], precision);
+                    if let Some(difference) = difference(&last, &expected[(n - 1) * rows..]) {
+                        panic!(
+                            "{ty:?} {precision:?} {rows}x{cols}, last column alone at {level:?}: {difference}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The largest sum that any block can give stays within an i32.
+#[test]
+fn the_largest_sum_is_exact() {
+    let _guard = GLOBALS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    // Q6_K with all codes -32 and all scales -128; activations all 1: codes 127 under the largest step.
+    let mut block = vec![0; 210];
+    block[192..208].fill(0x80);
+    block[208..].copy_from_slice(&[0x00, 0x3c]);
+    let w = Matrix::new(Type::Q6K, 1, 256, &block, &[]).expect("a valid matrix");
+    let expected = 256.0 * 32.0 * 128.0f32;
+    for level in available() {
+        assert!(set_level(level));
+        for n in [1, 2] {
+            let found = run(&w, &vec![1.0; 256 * n], Precision::Int8);
+            assert!(found.iter().all(|x| (x / expected - 1.0).abs() < 1e-6), "{level:?}: {found:?}");
         }
     }
 }

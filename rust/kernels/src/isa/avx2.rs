@@ -4,7 +4,7 @@
 //! feature list of [`enter`], and each load or store stays inside the fixed-size array it is given.
 
 use super::{Isa, LANES};
-use crate::chunk::{ActChunk, CHUNK, GROUP};
+use crate::chunk::{ActChunk, CHUNK, GROUP, SUPER_OFFSET};
 use crate::dispatch::Op;
 use std::arch::x86_64::*;
 
@@ -135,7 +135,7 @@ pub(super) unsafe fn pair64(low: u64, high: u64) -> __m128i {
 /// The CPU must have AVX2: the caller holds the level's token.
 #[inline(always)]
 unsafe fn load8<T, const N: usize>(rows: &[[T; N]; LANES], first: usize, word: usize) -> [__m256i; 8] {
-    assert!(size_of::<[T; N]>() >= 32 * (word / 8 + 1) && first <= 8);
+    assert!(size_of::<[T; N]>() >= 4 * word + 32 && first <= 8);
     // SAFETY: each row has 32 bytes from its word `word`, as asserted.
     unsafe {
         let mut out = [_mm256_setzero_si256(); 8];
@@ -462,6 +462,7 @@ impl Isa for Avx2 {
                 sum = _mm256_add_epi32(sum, _mm256_madd_epi16(p, _mm256_shuffle_epi8(source, spread)));
             }
             if SIGNED {
+                const { assert!(SUPER_OFFSET == 1 << 6) };
                 let shift = _mm256_madd_epi16(scales, _mm256_loadu_si256(a.sums.as_ptr().cast()));
                 sum = _mm256_sub_epi32(sum, _mm256_slli_epi32::<6>(shift));
             }
@@ -524,7 +525,7 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn prefetch(self, bytes: &[u8], at: usize) {
-        // SAFETY: see the head of the file.
+        // SAFETY: a hint, which no address makes fault; the pointer is never read through.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(at).cast());
         }

@@ -8,7 +8,7 @@
 use super::avx2::{self, pair64};
 use super::scalar::Scalar;
 use super::{Isa, LANES, by_scalar};
-use crate::chunk::ActChunk;
+use crate::chunk::{ActChunk, SUPER_OFFSET};
 use crate::dispatch::Op;
 use std::arch::x86_64::*;
 
@@ -382,6 +382,7 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
                 sum = _mm512_dpwssd_epi32(sum, pairs, _mm512_permutexvar_epi16(lane, both));
             }
             if SIGNED {
+                const { assert!(SUPER_OFFSET == 1 << 6) };
                 let shift = _mm256_madd_epi16(scales, _mm256_loadu_si256(a.sums.as_ptr().cast()));
                 sum = _mm512_sub_epi32(sum, _mm512_zextsi256_si512(_mm256_slli_epi32::<6>(shift)));
             }
@@ -448,7 +449,7 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
 
     #[inline(always)]
     fn prefetch(self, bytes: &[u8], at: usize) {
-        // SAFETY: see the head of the file.
+        // SAFETY: a hint, which no address makes fault; the pointer is never read through.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(bytes.as_ptr().wrapping_add(at).cast());
         }

@@ -31,9 +31,11 @@ pub struct Segment<'a> {
     pub cache: &'a mut Cache,
 }
 
-/// The position of every token of a batch.
-fn positions(segments: &[Segment<'_>]) -> Vec<usize> {
-    segments.iter().flat_map(|s| s.position..s.position + s.len).collect()
+/// The position of every token of a batch, of which there must be as many as `x` has rows of `d`.
+fn positions(segments: &[Segment<'_>], x: &[f32], d: usize) -> Result<Vec<usize>, Error> {
+    let n = segments.iter().fold(0, |n: usize, s| n.saturating_add(s.len));
+    expect_len("hidden states", x.len(), n.saturating_mul(d))?;
+    Ok(segments.iter().flat_map(|s| s.position..s.position + s.len).collect())
 }
 
 /// Checks that every cache has rows of `width` numbers, as many as its segment's position says.

@@ -15,7 +15,7 @@ mod hidden;
 mod router;
 
 use super::{Norm, Observation, Observer, add, expect_shape};
-use crate::error::Error;
+use crate::error::{Error, expect_len};
 use crate::matmul::{Columns, Job, Precision, read_column, run};
 use crate::matrix::Matrix;
 use crate::{par, profile};
@@ -73,6 +73,10 @@ impl FfnBlock<'_> {
         drop(norm);
         let columns = Columns::new(&h, d, precision)?;
         let n = columns.len();
+        expect_len("hidden states", x.len(), n * d)?;
+        if n == 0 {
+            return Ok(());
+        }
         let mut groups = Vec::new();
         let mut places = Places::default();
         if let Some((router, experts)) = &self.routed {
@@ -103,7 +107,7 @@ impl FfnBlock<'_> {
         see(&mut observer, 1, &[&h]);
 
         let span = self.span("ffn_up", &groups, |ffn| [&ffn.gate, &ffn.up]);
-        let hidden = Hidden::compute(&groups, &columns, precision, observer.is_some());
+        let mut hidden = Hidden::compute(&groups, &columns, precision, observer.is_some());
         drop(span);
         if observer.is_some() {
             let inputs: Vec<&[f32]> = hidden.iter().map(Hidden::floats).collect();
@@ -112,7 +116,7 @@ impl FfnBlock<'_> {
 
         let span = self.span("ffn_down", &groups, |ffn| [&ffn.down]);
         let columns: Vec<Columns<'_>> =
-            hidden.iter().zip(&groups).map(|(h, g)| h.columns(g, precision)).collect::<Result<_, _>>()?;
+            hidden.iter_mut().zip(&groups).map(|(h, g)| h.columns(g, precision)).collect::<Result<_, _>>()?;
         let mut outs: Vec<Vec<f32>> = groups.iter().map(|g| vec![0.0; g.tokens.len() * d]).collect();
         let jobs = groups.iter().zip(&columns).zip(&mut outs);
         run(jobs.map(|((g, x), out)| Job { w: g.ffn.down, x, pick: None, out }).collect());

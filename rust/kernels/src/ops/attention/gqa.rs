@@ -20,7 +20,7 @@ use crate::isa::Isa;
 use crate::matmul::{Columns, Precision, matmul};
 use crate::matrix::Matrix;
 use crate::ops::{Norm, Observation, Observer, add, expect_shape, rope};
-use crate::par;
+use crate::{par, profile};
 
 /// A projection and its bias, empty where there is none.
 #[derive(Clone, Copy)]
@@ -86,9 +86,8 @@ impl Gqa<'_> {
     ) -> Result<(), Error> {
         let dims = self.check()?;
         let (d, heads, groups) = (self.norm.weight.len(), self.heads, self.groups);
-        let positions = positions(segments);
+        let positions = positions(segments, x, d)?;
         let n = positions.len();
-        expect_len("hidden states", x.len(), n * d)?;
         check_caches(segments, Self::width(groups, dims))?;
         let mut see = |role, cols, x: &[f32]| {
             if let Some(observer) = observer.as_mut() {
@@ -96,12 +95,19 @@ impl Gqa<'_> {
             }
         };
 
+        let span = profile::span("attn_norm", 0, 0);
         let h = self.norm.apply(x, d);
+        drop(span);
         let columns = Columns::new(&h, d, precision)?;
         ["attn_q", "attn_k", "attn_v"].into_iter().for_each(|role| see(role, d, &h));
-        let mut q = self.q.apply(&columns)?;
-        let k = self.k.apply(&columns)?;
-        let v = self.v.apply(&columns)?;
+        let apply = |name, part: &Biased<'_>| {
+            let _span = profile::linear(name, &part.weight, n);
+            part.apply(&columns)
+        };
+        let mut q = apply("attn_q", &self.q)?;
+        let (k, v) = (apply("attn_k", &self.k)?, apply("attn_v", &self.v)?);
+
+        let span = profile::span("attn_cache", 0, 0);
 
         let angles = self.rope.tables(&positions);
         let angles = |token: usize| &angles[token * self.rope.dims() / 2..][..self.rope.dims() / 2];
@@ -127,6 +133,8 @@ impl Gqa<'_> {
             rows = rest;
         }
 
+        drop(span);
+        let span = profile::span("attn_scores", 0, 0);
         let mut values = vec![0.0; n * heads * dims];
         let mut at = 0;
         for s in segments.iter() {
@@ -141,7 +149,9 @@ impl Gqa<'_> {
             }
             at += s.len;
         }
+        drop(span);
         see("attn_output", heads * dims, &values);
+        let _span = profile::linear("attn_output", &self.output, n);
         let mut out = vec![0.0; n * d];
         matmul(&self.output, &Columns::new(&values, heads * dims, precision)?, &mut out)?;
         add(x, &out);

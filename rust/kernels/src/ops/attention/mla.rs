@@ -20,7 +20,7 @@ use super::prefill::{Prefill, Source, TILE, turn};
 use super::tile::{PANEL, Strided, panel};
 use super::{FEW, Segment, check_caches, positions};
 use crate::dispatch::dispatch;
-use crate::error::{Error, expect_len};
+use crate::error::Error;
 use crate::isa::Isa;
 use crate::matmul::{Columns, Job, Precision, dequantize, matmul, read_column, run};
 use crate::matrix::Matrix;
@@ -84,9 +84,8 @@ impl Mla<'_> {
     ) -> Result<(), Error> {
         let dims = self.check()?;
         let Dims { d, heads, rope, v, .. } = dims;
-        let positions = positions(segments);
+        let positions = positions(segments, x, d)?;
         let n = positions.len();
-        expect_len("hidden states", x.len(), n * d)?;
         check_caches(segments, dims.width())?;
         let observed = observer.is_some();
         let mut see = |role, index, count, cols, x: &[f32], pick: Option<&[u32]>| {

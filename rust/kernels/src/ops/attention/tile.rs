@@ -86,7 +86,6 @@ pub(super) fn half_panel<I: Isa>(
 
 /// `m` rows in tiles of `M`; the rows that a last tile lacks are computed as copies of the last one.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "indices into arrays inline reliably, iterators do not")]
 fn block<I: Isa, const M: usize, const V: usize>(
     isa: I,
     (m, k): (usize, usize),

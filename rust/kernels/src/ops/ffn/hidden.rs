@@ -21,14 +21,13 @@ use crate::math;
 use crate::matmul::{Columns, Job, Precision, Rows, read_column, run};
 use crate::matrix::Matrix;
 use crate::par;
-use std::cell::Cell;
 
 /// What a network's `W_down` takes.
 pub(super) enum Hidden {
     /// `[tokens][ff]`.
     Floats(Vec<f32>),
-    /// `[chunks][tokens]`; taken once.
-    Codes(Cell<Vec<ActChunk>>, Family),
+    /// `[chunks][tokens]`, and whose weights they are for.
+    Codes(Vec<ActChunk>, Family),
 }
 
 /// Columns of one task: their gate and up values stay in the second-level cache.
@@ -50,13 +49,15 @@ impl Hidden {
             Form::Codes(family) if !floats => Some(family),
             _ => None,
         };
+        let long: Vec<&Group<'_>> = groups.iter().filter(|g| codes(g).is_none()).collect();
+        let mut long = plain(&long, columns).into_iter();
         let mut out: Vec<Hidden> = groups
             .iter()
             .map(|g| match codes(g) {
-                None => Hidden::Floats(plain(g, columns)),
+                None => Hidden::Floats(long.next().expect("one for each group without codes")),
                 Some(family) => {
                     let chunks = g.ffn.gate.rows().div_ceil(CHUNK);
-                    Hidden::Codes(Cell::new(vec![ActChunk::default(); chunks * g.tokens.len()]), family)
+                    Hidden::Codes(vec![ActChunk::default(); chunks * g.tokens.len()], family)
                 }
             })
             .collect();
@@ -64,7 +65,7 @@ impl Hidden {
         for (g, hidden) in groups.iter().zip(&mut out) {
             let Hidden::Codes(codes, family) = hidden else { continue };
             work += 2 * g.ffn.gate.rows() * g.ffn.gate.cols() * g.tokens.len();
-            for (chunk, out) in codes.get_mut().chunks_mut(g.tokens.len()).enumerate() {
+            for (chunk, out) in codes.chunks_mut(g.tokens.len()).enumerate() {
                 for (pick, out) in g.tokens.chunks(COLUMNS).zip(out.chunks_mut(COLUMNS)) {
                     let (gate, up, family) = (g.ffn.gate, g.ffn.up, *family);
                     tasks.push(Fused { gate, up, x: columns, pick, chunk, family, out });
@@ -83,13 +84,13 @@ impl Hidden {
         }
     }
 
-    /// As columns of the group's `W_down`.
-    pub(super) fn columns(&self, group: &Group<'_>, precision: Precision) -> Result<Columns<'_>, Error> {
+    /// As columns of the group's `W_down`; takes the codes away.
+    pub(super) fn columns(&mut self, group: &Group<'_>, precision: Precision) -> Result<Columns<'_>, Error> {
         let ff = group.ffn.down.cols();
         match self {
             Hidden::Floats(x) => Columns::new(x, ff, precision),
             Hidden::Codes(codes, family) => {
-                Ok(Columns::quantized(codes.take(), group.tokens.len(), ff, *family))
+                Ok(Columns::quantized(std::mem::take(codes), group.tokens.len(), ff, *family))
             }
         }
     }
@@ -140,20 +141,31 @@ fn swiglu(gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// `[tokens][ff]` of one group.
-fn plain(group: &Group<'_>, x: &Columns<'_>) -> Vec<f32> {
-    let (ff, n) = (group.ffn.gate.rows(), group.tokens.len());
-    let (mut gate, mut up) = (vec![0.0; n * ff], vec![0.0; n * ff]);
-    let pick = Some(group.tokens.as_slice());
-    run(vec![
-        Job { w: group.ffn.gate, x, pick, out: &mut gate },
-        Job { w: group.ffn.up, x, pick, out: &mut up },
-    ]);
-    let parts = gate.chunks_mut(1 << 14).zip(up.chunks(1 << 14));
-    par::for_each(parts.map(|(gate, up)| Swiglu { gate, up }).collect(), 16 * n * ff, dispatch);
-    let mut out = vec![0.0; n * ff];
-    par::for_chunks(&mut out, ff, |c, out| read_column(&gate, n, c, out));
-    out
+/// `[tokens][ff]` of each group.
+fn plain(groups: &[&Group<'_>], x: &Columns<'_>) -> Vec<Vec<f32>> {
+    let size = |g: &&Group<'_>| g.tokens.len() * g.ffn.gate.rows();
+    let mut gates: Vec<Vec<f32>> = groups.iter().map(|g| vec![0.0; size(g)]).collect();
+    let mut ups = gates.clone();
+    let mut jobs = Vec::new();
+    for ((g, gate), up) in groups.iter().zip(&mut gates).zip(&mut ups) {
+        let pick = Some(g.tokens.as_slice());
+        jobs.push(Job { w: g.ffn.gate, x, pick, out: gate });
+        jobs.push(Job { w: g.ffn.up, x, pick, out: up });
+    }
+    run(jobs);
+    let (mut tasks, mut work) = (Vec::new(), 0);
+    for (gate, up) in gates.iter_mut().zip(&ups) {
+        work += 16 * gate.len();
+        let parts = gate.chunks_mut(1 << 14).zip(up.chunks(1 << 14));
+        tasks.extend(parts.map(|(gate, up)| Swiglu { gate, up }));
+    }
+    par::for_each(tasks, work, dispatch);
+    par::map(groups.iter().zip(&gates).collect(), |(g, gate)| {
+        let (ff, n) = (g.ffn.gate.rows(), g.tokens.len());
+        let mut out = vec![0.0; gate.len()];
+        out.chunks_exact_mut(ff).enumerate().for_each(|(c, out)| read_column(gate, n, c, out));
+        out
+    })
 }
 
 struct Swiglu<'a> {
