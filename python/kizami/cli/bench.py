@@ -99,7 +99,9 @@ def bench(
     """
     with output.Progress() as progress:
         loaded = load(model, cache_type=cache_type)
-        found = run_bench(loaded, prompts, generations, depths, repeats=repeats, profile=profile, progress=progress)
+        found = run_bench(
+            loaded, prompts, generations, depths, repeats=repeats, profile=profile, progress=progress
+        )
     if as_json:
         output.emit(found)
         return

@@ -1,6 +1,6 @@
 //! The generic driver: any format, any instruction set, any number of columns.
 //!
-//! Rows of weights are decoded chunk by chunk, sixteen rows at a time, and each decoded chunk meets every
+//! Rows of weights are decoded chunk by chunk, several rows at a time, and each decoded chunk meets every
 //! column before the next one is decoded: `gemv.rs` for one column, `panel.rs` for more, `float.rs`
 //! where activations stay floats. The *value* of an output is fixed (`docs/architecture.md`):
 //! one f32 accumulator, chunks in ascending order,
