@@ -26,6 +26,25 @@ impl Floats {
 trait Decode {
     /// Decodes chunk `chunk` of row `row`.
     fn decode<I: Isa>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats);
+
+    /// Adds the products of chunk `chunk` of row `row` with one column to sixteen lanes.
+    #[inline(always)]
+    fn dot<I: Isa>(
+        isa: I,
+        w: &Matrix<'_>,
+        row: usize,
+        chunk: usize,
+        x: &[f32; CHUNK],
+        mut acc: I::F,
+    ) -> I::F {
+        let mut floats = Floats::ZERO;
+        Self::decode(isa, w, row, chunk, &mut floats);
+        let (weights, x) = (floats.0.as_chunks::<LANES>().0, x.as_chunks::<LANES>().0);
+        for k in 0..steps(w, chunk) {
+            acc = isa.fma(isa.load(&weights[k]), isa.load(&x[k]), acc);
+        }
+        acc
+    }
 }
 
 /// [`Decode`] of a float format.
@@ -44,7 +63,30 @@ struct OfBlocks<F>(PhantomData<F>);
 impl<F: Format> Decode for OfBlocks<F> {
     #[inline(always)]
     fn decode<I: Isa>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats) {
-        decode_blocks::<I, F>(isa, w, row, chunk, out);
+        let (codes, scales) = codes_and_scales::<I, F>(isa, w, row, chunk);
+        let lanes = out.0.as_chunks_mut::<LANES>().0;
+        for s in 0..CHUNK / SUB {
+            isa.store(lane_values::<I, F>(isa, &codes[s], scales[s]), &mut lanes[s]);
+        }
+        out.0[CHUNK.min(w.cols() - chunk * CHUNK)..].fill(0.0);
+    }
+
+    /// Without a way through memory.
+    #[inline(always)]
+    fn dot<I: Isa>(
+        isa: I,
+        w: &Matrix<'_>,
+        row: usize,
+        chunk: usize,
+        x: &[f32; CHUNK],
+        mut acc: I::F,
+    ) -> I::F {
+        let (codes, scales) = codes_and_scales::<I, F>(isa, w, row, chunk);
+        let x = x.as_chunks::<LANES>().0;
+        for s in 0..steps(w, chunk) {
+            acc = isa.fma(lane_values::<I, F>(isa, &codes[s], scales[s]), isa.load(&x[s]), acc);
+        }
+        acc
     }
 }
 
@@ -94,8 +136,14 @@ fn decode_floats<F: FloatFormat>(w: &Matrix<'_>, row: usize, chunk: usize, out: 
     }
 }
 
+/// Signed codes of a chunk, sixteen at a time, and the scale and minimum of each sixteen.
 #[inline(always)]
-fn decode_blocks<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats) {
+fn codes_and_scales<I: Isa, F: Format>(
+    isa: I,
+    w: &Matrix<'_>,
+    row: usize,
+    chunk: usize,
+) -> ([[i8; LANES]; CHUNK / SUB], [(f32, f32); CHUNK / SUB]) {
     let weights = w.decode::<I, F>(isa, row, chunk);
     let offset = match F::FAMILY {
         Family::Grouped => GROUPED_OFFSET,
@@ -110,25 +158,31 @@ fn decode_blocks<I: Isa, F: Format>(isa: I, w: &Matrix<'_>, row: usize, chunk: u
     let (d, dmin) = (f16_to_f32(weights.d) * F::D_FACTOR, f16_to_f32(weights.dmin));
     let unshift = isa.splat_byte(offset.wrapping_neg());
     let mut codes = [[0; 64]; 4];
+    let mut scales = [(0.0, 0.0); CHUNK / SUB];
     for q in 0..4 {
         isa.put(isa.add(weights.codes[q], unshift), &mut codes[q]);
     }
-    let codes: &[[i8; LANES]; CHUNK / LANES] = bytemuck::cast_ref(&codes);
-    let lanes = out.0.as_chunks_mut::<LANES>().0;
     for s in 0..CHUNK / SUB {
-        let scale = match F::FAMILY {
-            Family::Grouped => weights.group_d[s * SUB / GROUP],
+        scales[s] = match F::FAMILY {
+            Family::Grouped => (weights.group_d[s * SUB / GROUP], 0.0),
             // Exact: an f16 times an integer below 2^13. What is rounded is the product with the code.
-            Family::Super => d * f32::from(weights.scales[s]),
+            Family::Super => (d * f32::from(weights.scales[s]), dmin * f32::from(weights.mins[s])),
         };
-        let mut value = isa.mul(isa.splat(scale), isa.load_codes(&codes[s]));
-        if F::HAS_MIN {
-            value = isa.fma(isa.splat(dmin * f32::from(weights.mins[s])), isa.splat(-1.0), value);
-        }
-        isa.store(value, &mut lanes[s]);
     }
-    let len = CHUNK.min(w.cols() - chunk * CHUNK);
-    out.0[len..].fill(0.0);
+    (bytemuck::cast(codes), scales)
+}
+
+/// The values of sixteen codes, each product rounded once.
+#[inline(always)]
+fn lane_values<I: Isa, F: Format>(isa: I, codes: &[i8; LANES], (scale, min): (f32, f32)) -> I::F {
+    let value = isa.mul(isa.splat(scale), isa.load_codes(codes));
+    if F::HAS_MIN { isa.fma(isa.splat(min), isa.splat(-1.0), value) } else { value }
+}
+
+/// Sixteens of a chunk that the row has, the last perhaps padded.
+#[inline(always)]
+fn steps(w: &Matrix<'_>, chunk: usize) -> usize {
+    CHUNK.min(w.cols() - chunk * CHUNK).div_ceil(LANES)
 }
 
 /// Adds the products of a tile of `R` rows and `C` columns; accumulators stay in registers.
@@ -137,6 +191,7 @@ fn tile<I: Isa, const R: usize, const C: usize>(
     isa: I,
     w: &[Floats],
     x: [&[f32; CHUNK]; C],
+    steps: usize,
     acc: &mut [[[f32; LANES]; R]],
 ) {
     let mut sums = [[isa.splat(0.0); R]; C];
@@ -145,7 +200,7 @@ fn tile<I: Isa, const R: usize, const C: usize>(
             sums[c][r] = isa.load(&acc[c][r]);
         }
     }
-    for k in 0..CHUNK / LANES {
+    for k in 0..steps.min(CHUNK / LANES) {
         let mut rows = [isa.splat(0.0); R];
         for r in 0..R {
             rows[r] = isa.load(&w[r].0.as_chunks::<LANES>().0[k]);
@@ -224,6 +279,16 @@ fn rows<I: Isa, D: Decode>(
             .try_into()
             .expect("columns are padded to whole chunks")
     };
+    if n == 1 {
+        for (r, out) in out.iter_mut().enumerate() {
+            let mut acc = isa.splat(0.0);
+            for chunk in 0..chunks {
+                acc = D::dot(isa, w, start + r, chunk, column(0, chunk), acc);
+            }
+            *out = isa.sum(acc);
+        }
+        return;
+    }
     let mut rows = vec![Floats::ZERO; ROWS];
     let mut acc = vec![[[0.0; LANES]; ROWS]; COLUMNS.min(n)];
     let n_rows = out.len() / n;
@@ -240,12 +305,18 @@ fn rows<I: Isa, D: Decode>(
                 if I::WIDE {
                     while c + 4 <= c_n {
                         let x = std::array::from_fn(|i| column(c0 + c + i, chunk));
-                        tile::<I, ROWS, 4>(isa, &rows, x, &mut acc[c..c + 4]);
+                        tile::<I, ROWS, 4>(isa, &rows, x, steps(w, chunk), &mut acc[c..c + 4]);
                         c += 4;
                     }
                 }
                 while c < c_n {
-                    tile::<I, ROWS, 1>(isa, &rows, [column(c0 + c, chunk)], &mut acc[c..c + 1]);
+                    tile::<I, ROWS, 1>(
+                        isa,
+                        &rows,
+                        [column(c0 + c, chunk)],
+                        steps(w, chunk),
+                        &mut acc[c..c + 1],
+                    );
                     c += 1;
                 }
             }

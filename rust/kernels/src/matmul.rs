@@ -45,9 +45,9 @@ pub(crate) fn run(jobs: Vec<Job<'_>>) {
         job.x.prepare(job.w.ty());
     }
     let work: usize = jobs.iter().map(|job| job.out.len() * job.w.cols()).sum();
-    // Some tasks per thread so that a slow one does not hold up the rest, yet none below about
-    // 30 microseconds of work.
-    let per_task = (work / (par::threads() * 8)).max(1 << 18);
+    // Some tasks per thread so that a slow one does not hold up the rest, yet none below a few
+    // microseconds of work.
+    let per_task = (work / (par::threads() * 8)).max(1 << 16);
     let mut tasks = Vec::new();
     for Job { w, x, pick, out } in jobs {
         let n = pick.map_or(x.len(), <[u32]>::len);

@@ -63,7 +63,7 @@ pub fn for_chunks<T: Send>(data: &mut [T], len: usize, f: impl Fn(usize, &mut [T
 }
 
 /// Multiply-adds that take about as long as waking a thread: less is not worth sharing.
-const SMALL: usize = 1 << 17;
+const SMALL: usize = 1 << 16;
 
 /// Calls `f` for each task, in parallel, dealt out one at a time. `work` is about how many
 /// multiply-adds all tasks take together.
