@@ -70,8 +70,28 @@ pub struct ActChunk {
     pub steps: [i16; CHUNK / SUB],
     /// Sum of the codes of each 16, times its step.
     pub sums: [i16; CHUNK / SUB],
+    /// The same per 32; at most 32 * 127 * 8, which is below 2^15.
+    pub sums32: [i16; CHUNK / GROUP],
     /// Scale per 32; all eight are equal where the scale spans the chunk.
     pub scales: [f32; CHUNK / GROUP],
+}
+
+impl ActChunk {
+    /// Sums of sub-blocks `2 p` and `2 p + 1` of `LEN` activations, 16 or 32, as two i16.
+    #[inline(always)]
+    pub(crate) fn sum_pairs<const LEN: usize>(&self, p: usize) -> i32 {
+        if LEN == GROUP {
+            bytemuck::cast_ref::<_, [i32; 4]>(&self.sums32)[p]
+        } else {
+            bytemuck::cast_ref::<_, [i32; 8]>(&self.sums)[p]
+        }
+    }
+
+    /// What the dot product with sub-block `s` of `LEN` shifted codes starts from.
+    #[inline(always)]
+    pub(crate) fn start<const LEN: usize>(&self, s: usize) -> i32 {
+        if LEN == GROUP { self.starts32[s] } else { self.starts[s] }
+    }
 }
 
 impl Default for ActChunk {
@@ -82,6 +102,7 @@ impl Default for ActChunk {
             starts32: [0; CHUNK / GROUP],
             steps: [1; CHUNK / SUB],
             sums: [0; CHUNK / SUB],
+            sums32: [0; CHUNK / GROUP],
             scales: [0.0; CHUNK / GROUP],
         }
     }

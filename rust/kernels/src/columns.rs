@@ -197,6 +197,7 @@ pub(crate) fn quantize(x: &[f32; CHUNK], family: Family, out: &mut ActChunk) {
             total += out.starts[2 * g + s];
         }
         out.starts32[g] = total;
+        out.sums32[g] = out.sums[2 * g] + out.sums[2 * g + 1];
     }
 }
 

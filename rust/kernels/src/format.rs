@@ -16,6 +16,18 @@ pub enum Family {
     Grouped,
 }
 
+/// The code bytes that numbers of [`Format::BITS`] bits stand for.
+#[derive(Debug, Clone, Copy)]
+pub enum Levels {
+    /// The number plus this.
+    From(u8),
+    /// The entry with that number.
+    Table([u8; 16]),
+    /// The entry with that number, plus one or minus one: the same for all weights of a group of 32, whose
+    /// scale is kept with that sign.
+    Shifted([u8; 16]),
+}
+
 /// A block-quantized format: its memory layout and its decoder.
 pub trait Format: Copy + Send + Sync + 'static {
     /// The block as it lies in the file; alignment 1, size asserted in the format's file.
@@ -33,6 +45,11 @@ pub trait Format: Copy + Send + Sync + 'static {
     const D_FACTOR: f32 = 1.0;
     /// Weights that share one integer scale: 16 or 32. `Super` only.
     const SUB: usize = 32;
+    /// Bits that tell a weight's code apart from the others of its scale: 2, 3, 4, 6 or 8. What rows are
+    /// repacked with (`repack.rs`).
+    const BITS: usize;
+    /// Which codes those bits number.
+    const LEVELS: Levels;
     /// Weights per block.
     const BLOCK: usize = CHUNK / (size_of::<Self::Chunk>() / size_of::<Self::Block>());
 
@@ -87,6 +104,14 @@ macro_rules! formats {
                 match self {
                     $(Type::$fv => size_of::<<crate::formats::$fv as FloatFormat>::Block>(),)*
                     $(Type::$bv => size_of::<<crate::formats::$bv as Format>::Block>(),)*
+                }
+            }
+
+            /// Bytes of sixteen rows of 256 weights side by side; none for floats.
+            pub(crate) fn record_bytes(self) -> Option<usize> {
+                match self {
+                    $(Type::$fv => None,)*
+                    $(Type::$bv => Some(<crate::formats::$bv as crate::repack::Layout>::SIZE),)*
                 }
             }
 

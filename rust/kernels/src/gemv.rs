@@ -6,12 +6,15 @@
 //! chunk of row r --decode--> codes, scales --dot--> lanes r      r = 0..16
 //! lanes 0..16 --sum_rows--> 16 exact sums --> acc = fma(d * a, sum, acc)
 //! ```
+//!
+//! Repacked rows are lanes already ([`Stream`]): four codes of every row meet four broadcast activations.
 
-use crate::chunk::ActChunk;
+use crate::chunk::{ActChunk, CHUNK, GROUP, SUB};
 use crate::dispatch::Op;
 use crate::format::{Family, Format};
 use crate::isa::{Isa, LANES};
 use crate::matrix::Matrix;
+use crate::repack::{Layout, Record};
 use bytemuck::Zeroable;
 use std::marker::PhantomData;
 
@@ -161,3 +164,92 @@ impl<I: Isa> Lanes<I> {
 
 /// Bytes ahead of their use that weights are asked for: what memory takes to answer, in decoding time.
 const AHEAD: usize = 4608;
+
+/// As [`Gemv`] for repacked rows: one stream of records.
+pub(crate) struct Stream<'a, F> {
+    pub(crate) w: &'a Matrix<'a>,
+    pub(crate) acts: &'a [ActChunk],
+    pub(crate) column: usize,
+    pub(crate) start: usize,
+    pub(crate) out: &'a mut [f32],
+    pub(crate) format: PhantomData<F>,
+}
+
+impl<F: Format> Op for Stream<'_, F> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { w, acts, column, start, out, .. } = self;
+        let all = acts.len() / w.chunks();
+        for (panel, out) in out.chunks_mut(LANES).enumerate() {
+            let records = w.records::<F>(start + panel * LANES).chunks_exact(F::SIZE);
+            let mut acc = isa.splat(0.0);
+            for (chunk, record) in records.enumerate() {
+                let (record, a) = (Record::<F>::new(record), &acts[chunk * all + column]);
+                record.prefetch(isa, AHEAD);
+                acc = match (F::FAMILY, F::SUB) {
+                    (Family::Grouped, _) => grouped(isa, record, a, acc),
+                    (Family::Super, GROUP) => supers::<I, F, GROUP>(isa, record, a, acc),
+                    (Family::Super, _) => supers::<I, F, SUB>(isa, record, a, acc),
+                };
+            }
+            let mut floats = [0.0; LANES];
+            isa.store(acc, &mut floats);
+            out.copy_from_slice(&floats[..out.len()]);
+        }
+    }
+}
+
+#[inline(always)]
+fn grouped<I: Isa, F: Format>(isa: I, record: Record<'_, F>, a: &ActChunk, mut acc: I::F) -> I::F {
+    let quads: &[i32; CHUNK / 4] = bytemuck::cast_ref(&a.codes);
+    for g in 0..CHUNK / GROUP {
+        let codes = record.codes(isa, g);
+        let mut sum = isa.start_full(a.starts32[g]);
+        for k in 0..8 {
+            sum = isa.dot4_full(sum, codes[k], quads[8 * g + k]);
+        }
+        acc = isa.fma(isa.mul(record.floats(isa, g), isa.splat(a.scales[g])), isa.to_float(sum), acc);
+    }
+    acc
+}
+
+/// `LEN` is the format's `SUB`.
+#[inline(always)]
+fn supers<I: Isa, F: Format, const LEN: usize>(
+    isa: I,
+    record: Record<'_, F>,
+    a: &ActChunk,
+    acc: I::F,
+) -> I::F {
+    let quads: &[i32; CHUNK / 4] = bytemuck::cast_ref(&a.codes);
+    let (mut total, mut min) = (isa.splat_i32(0), isa.splat_i32(0));
+    for g in 0..CHUNK / GROUP {
+        let codes = record.codes(isa, g);
+        for half in 0..GROUP / LEN {
+            let s = g * GROUP / LEN + half;
+            let mut sum = isa.splat_i32(if F::SIGNED { a.start::<LEN>(s) } else { 0 });
+            for k in half * LEN / 4..(half + 1) * LEN / 4 {
+                sum = isa.dot4(sum, codes[k], quads[8 * g + k]);
+            }
+            let mut scales = record.scales(isa, s);
+            if F::SHIFTED {
+                total = isa.mul_add_i32(total, scales, isa.splat_i32(i32::from(a.sums32[g])));
+                scales = isa.abs_i32(scales);
+            }
+            let step = isa.splat_i32(i32::from(a.steps[s * LEN / SUB]));
+            total = isa.mul_add_i32(total, sum, isa.mul_i32(scales, step));
+        }
+    }
+    let scale = a.scales[0];
+    let d = isa.mul(record.floats(isa, 0), isa.splat(F::D_FACTOR));
+    let acc = isa.fma(isa.mul(d, isa.splat(scale)), isa.to_float(total), acc);
+    if !F::HAS_MIN {
+        return acc;
+    }
+    for p in 0..CHUNK / LEN / 2 {
+        min = isa.dot2(min, record.mins(isa, p), a.sum_pairs::<LEN>(p));
+    }
+    isa.fma(isa.mul(record.floats(isa, 1), isa.splat(-scale)), isa.to_float(min), acc)
+}

@@ -1,8 +1,8 @@
 //! What an instruction set must offer: primitives, no formats, no drivers.
 //!
 //! An implementation is a zero-sized token; holding one proves that the instructions exist,
-//! because only [`crate::dispatch`] makes them after asking the CPU. Every method must be
-//! `#[inline(always)]` and return exactly what [`scalar::Scalar`] returns; the register width is
+//! because only [`crate::dispatch`] makes them after asking the CPU. Every method must return exactly what
+//! [`scalar::Scalar`] returns and, on real instruction sets, be `#[inline(always)]`; the register width is
 //! the implementation's business. Only files under `isa/` and `dispatch.rs` may use `unsafe`.
 
 use crate::chunk::ActChunk;
@@ -70,23 +70,31 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// All lanes `x`.
     fn splat_i32(self, x: i32) -> Self::V;
+    /// Loads sixteen lanes.
+    fn load_i32(self, x: &[i32; LANES]) -> Self::V;
+    /// Stores sixteen lanes.
+    fn store_i32(self, x: Self::V, out: &mut [i32; LANES]);
+    /// Loads sixteen signed bytes.
+    fn widen_i32(self, x: &[i8; LANES]) -> Self::V;
+    /// Loads signed bytes as pairs of i16, a pair a lane.
+    fn widen_pairs(self, x: &[i8; 2 * LANES]) -> Self::V;
     /// Nearest f32, lane by lane.
     fn to_float(self, x: Self::V) -> Self::F;
-    /// `a + b`, wrapping, lane by lane.
-    fn add_i32(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `|x|`, lane by lane.
+    fn abs_i32(self, x: Self::V) -> Self::V;
+    /// `a * b`, wrapping, lane by lane.
+    fn mul_i32(self, a: Self::V, b: Self::V) -> Self::V;
     /// `acc + a * b`, wrapping, lane by lane.
-    fn mul_add_i32(self, acc: Self::V, a: Self::V, b: &[i32; LANES]) -> Self::V;
-    /// Stores `a * b`, wrapping, lane by lane.
-    fn scale_i32(self, a: &[i32; LANES], b: i32, out: &mut [i32; LANES]);
+    fn mul_add_i32(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
     /// `acc[r] + sum over i < 4 of w[4 r + i] * byte i of a`; bytes of `w` are at most 127, those of `a` signed.
-    fn dot4(self, acc: Self::V, w: &[u8; 64], a: i32) -> Self::V;
+    fn dot4(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V;
     /// What [`Isa::dot4_full`] starts from; `start` is `-128` times the sum of the activations to come.
     fn start_full(self, start: i32) -> Self::V;
     /// As [`Isa::dot4`] for bytes of `w` up to 255: with [`Isa::start_full`] it yields the sum of
     /// `(w - 128) * a`, wherever the 128 is taken off.
-    fn dot4_full(self, acc: Self::V, w: &[u8; 64], a: i32) -> Self::V;
-    /// `acc[r] + w[2 r] * low i16 of a + w[2 r + 1] * high i16 of a`.
-    fn dot2(self, acc: Self::V, w: &[i16; 32], a: i32) -> Self::V;
+    fn dot4_full(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V;
+    /// `acc[r] + low i16 of w[r] * low i16 of a + high * high`.
+    fn dot2(self, acc: Self::V, w: Self::V, a: i32) -> Self::V;
     /// Transposes sixteen rows of sixteen 4-byte words.
     fn transpose_words(self, rows: &[[u8; 64]; LANES], out: &mut [[u8; 64]; LANES]);
 

@@ -24,8 +24,10 @@ pub mod ops;
 mod panel;
 pub mod par;
 pub mod profile;
+pub mod repack;
 
 pub use dispatch::{Level, dispatch, level, levels, set_level};
 pub use error::Error;
 pub use format::{Family, Format, Type};
 pub use matrix::Matrix;
+pub use repack::{repack, repacked_bytes};

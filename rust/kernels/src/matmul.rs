@@ -19,7 +19,7 @@ use crate::dispatch::{Op, dispatch};
 use crate::error::{Error, expect_len};
 use crate::float;
 use crate::format::{Type, with_format};
-use crate::gemv::Gemv;
+use crate::gemv::{Gemv, Stream};
 use crate::isa::{Isa, LANES};
 use crate::matrix::Matrix;
 use crate::{panel, par};
@@ -78,7 +78,6 @@ impl Op for Rows<'_> {
     fn run<I: Isa>(self, isa: I) {
         let Rows { w, x, pick, start, out } = self;
         let n = pick.map_or(x.len(), <[u32]>::len);
-        let column = |c: usize| pick.map_or(c, |pick| pick[c] as usize);
         match form(w.ty(), x.precision) {
             Form::Float => float::matmul_rows(isa, &w, x.floats(), n, pick, start, out),
             Form::Codes(family) => {
@@ -86,10 +85,14 @@ impl Op for Rows<'_> {
                 with_format!(w.ty(), F => float unreachable!("float weights take float activations"),
                 block match n {
                     1 => {
-                        let column = column(0);
-                        isa.enter(Gemv { w: &w, acts, column, start, out, format: PhantomData::<F> });
+                        let column = pick.map_or(0, |pick| pick[0] as usize);
+                        if w.is_repacked() {
+                            isa.enter(Stream { w: &w, acts, column, start, out, format: PhantomData::<F> });
+                        } else {
+                            isa.enter(Gemv { w: &w, acts, column, start, out, format: PhantomData::<F> });
+                        }
                     }
-                    _ => panel::rows::<I, F>(isa, &w, acts, n, column, start, out),
+                    _ => panel::rows::<I, F>(isa, &w, acts, n, pick, start, out),
                 });
             }
         }

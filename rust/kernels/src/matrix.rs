@@ -4,12 +4,14 @@ use crate::chunk::{CHUNK, Weights};
 use crate::error::{Error, expect_len};
 use crate::format::{Format, Type};
 use crate::isa::{Isa, LANES};
+use crate::repack::{Layout, Record, repacked_bytes};
 use bytemuck::Zeroable;
 
 /// Side of the square of weights that share one FP8 block scale.
 pub const SCALE_BLOCK: usize = 128;
 
-/// A matrix of `rows` x `cols` weights in row order.
+/// A matrix of `rows` x `cols` weights: row after row as files have them, or rows side by side
+/// ([`mod@crate::repack`]).
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
     ty: Type,
@@ -17,6 +19,7 @@ pub struct Matrix<'a> {
     cols: usize,
     data: &'a [u8],
     scales: &'a [f32],
+    repacked: bool,
 }
 
 impl<'a> Matrix<'a> {
@@ -35,7 +38,24 @@ impl<'a> Matrix<'a> {
             _ => 0,
         };
         expect_len("block scales of a matrix", scales.len(), squares)?;
-        Ok(Self { ty, rows, cols, data, scales })
+        Ok(Self { ty, rows, cols, data, scales, repacked: false })
+    }
+
+    /// Borrows what [`crate::repack()`] wrote as weights.
+    pub fn repacked(ty: Type, rows: usize, cols: usize, data: &'a [u8]) -> Result<Self, Error> {
+        ty.row_bytes(cols).ok_or(Error::RowLength { ty: ty.name(), cols, block: ty.block() })?;
+        let bytes = repacked_bytes(ty, rows, cols).ok_or(Error::Range {
+            what: "rows of a repacked matrix",
+            found: rows,
+            expected: "block-quantized weights of a size that fits memory",
+        })?;
+        expect_len("bytes of a repacked matrix", data.len(), bytes)?;
+        Ok(Self { ty, rows, cols, data, scales: &[], repacked: true })
+    }
+
+    /// Whether rows lie side by side.
+    pub fn is_repacked(&self) -> bool {
+        self.repacked
     }
 
     /// The format.
@@ -61,6 +81,13 @@ impl<'a> Matrix<'a> {
     /// Chunks in a row, the last possibly short.
     pub fn chunks(&self) -> usize {
         self.cols.div_ceil(CHUNK)
+    }
+
+    /// The records of the panel of sixteen rows that begins with row `first`, one a chunk. Repacked only.
+    #[inline(always)]
+    pub(crate) fn records<F: Format>(&self, first: usize) -> &'a [u8] {
+        let panel = self.chunks() * F::SIZE;
+        &self.data[first / LANES * panel..][..panel]
     }
 
     /// The bytes of chunk `chunk` of row `row`, and how many weights they hold.
@@ -100,6 +127,10 @@ impl<'a> Matrix<'a> {
     /// go next. Past the end of a short row the scales are zero.
     #[inline(always)]
     pub(crate) fn decode<I: Isa, F: Format>(&self, isa: I, row: usize, chunk: usize) -> Weights<I> {
+        if self.repacked {
+            let record = Record::<F>::new(&self.records::<F>(row)[chunk * F::SIZE..]);
+            return record.row(isa, row % LANES);
+        }
         let (bytes, len) = self.chunk(row, chunk);
         let ahead = LANES * (self.cols / F::BLOCK * size_of::<F::Block>());
         for line in 0..size_of::<F::Chunk>().div_ceil(64) {

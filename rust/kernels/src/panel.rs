@@ -18,6 +18,7 @@ use crate::dispatch::Op;
 use crate::format::{Family, Format};
 use crate::isa::{Isa, LANES};
 use crate::matrix::Matrix;
+use crate::repack::{Layout, Record};
 use bytemuck::Zeroable;
 use std::marker::PhantomData;
 
@@ -32,8 +33,8 @@ struct Panel {
     codes: [[u8; 64]; CHUNK / 4],
     /// `scale * (step + 1)` per sub-block and step. `Super` only.
     scales: [[[i32; LANES]; MAX_STEP as usize]; CHUNK / SUB],
-    /// Minimums of two neighbouring sub-blocks of 16, per row. `HAS_MIN` only.
-    mins: [[i16; 2 * LANES]; 8],
+    /// Minimums, or shifts, of two neighbouring sub-blocks per row: eight pairs, or four of sub-blocks of 32.
+    mins: [[i32; LANES]; 8],
     /// Scale per group. `Grouped` only.
     group_d: [[f32; LANES]; CHUNK / GROUP],
     /// Scale of the chunk. `Super` only.
@@ -50,15 +51,14 @@ struct RowBuffer {
     scales: [[u8; 64]; LANES],
 }
 
-/// Rows `start..` times the columns that `column` names, of which there are `n`; `acts` is `[chunks][all
-/// columns]`. For `out` see [`crate::matmul::Job`].
+/// Rows `start..` times the `n` columns that `pick` names, all when none; `acts` is `[chunks][all columns]`. For `out` see [`crate::matmul::Job`].
 #[inline(always)]
 pub(crate) fn rows<I: Isa, F: Format>(
     isa: I,
     w: &Matrix<'_>,
     acts: &[ActChunk],
     n: usize,
-    column: impl Fn(usize) -> usize,
+    pick: Option<&[u32]>,
     start: usize,
     out: &mut [f32],
 ) {
@@ -73,20 +73,29 @@ pub(crate) fn rows<I: Isa, F: Format>(
         for chunk in 0..chunks {
             let first = start + p * LANES;
             let (buffer, panel) = (&mut buffer, &mut panel);
-            isa.enter(Build::<F> { w, first, count, chunk, buffer, panel, format: PhantomData });
+            if w.is_repacked() {
+                let record = Record::<F>::new(&w.records::<F>(first)[chunk * F::SIZE..]);
+                isa.enter(Unpack { record, panel });
+            } else {
+                isa.enter(Build::<F> { w, first, count, chunk, buffer, panel, format: PhantomData });
+            }
             let acts = &acts[chunk * all..][..all];
-            let column = |c: usize| &acts[column(c)];
             let panel = &*panel;
+            let acc = &mut acc[..];
+            let shifted = F::SHIFTED && w.is_repacked();
             match (F::FAMILY, F::SUB == SUB, F::SIGNED, F::HAS_MIN) {
-                (Family::Grouped, ..) => tiles::<I, Grouped>(isa, panel, column, &mut acc),
-                (_, false, false, false) => tiles::<I, Super<32, false, false>>(isa, panel, column, &mut acc),
-                (_, false, false, true) => tiles::<I, Super<32, false, true>>(isa, panel, column, &mut acc),
-                (_, false, true, false) => tiles::<I, Super<32, true, false>>(isa, panel, column, &mut acc),
-                (_, false, true, true) => tiles::<I, Super<32, true, true>>(isa, panel, column, &mut acc),
-                (_, true, false, false) => tiles::<I, Super<16, false, false>>(isa, panel, column, &mut acc),
-                (_, true, false, true) => tiles::<I, Super<16, false, true>>(isa, panel, column, &mut acc),
-                (_, true, true, false) => tiles::<I, Super<16, true, false>>(isa, panel, column, &mut acc),
-                (_, true, true, true) => tiles::<I, Super<16, true, true>>(isa, panel, column, &mut acc),
+                (Family::Grouped, ..) => tiles::<I, Grouped>(isa, panel, acts, pick, acc),
+                (_, false, true, _) if shifted => {
+                    tiles::<I, Super<32, true, IN_SCALES>>(isa, panel, acts, pick, acc)
+                }
+                (_, false, false, false) => tiles::<I, Super<32, false, NONE>>(isa, panel, acts, pick, acc),
+                (_, false, false, true) => tiles::<I, Super<32, false, OWN>>(isa, panel, acts, pick, acc),
+                (_, false, true, false) => tiles::<I, Super<32, true, NONE>>(isa, panel, acts, pick, acc),
+                (_, false, true, true) => tiles::<I, Super<32, true, OWN>>(isa, panel, acts, pick, acc),
+                (_, true, false, false) => tiles::<I, Super<16, false, NONE>>(isa, panel, acts, pick, acc),
+                (_, true, false, true) => tiles::<I, Super<16, false, OWN>>(isa, panel, acts, pick, acc),
+                (_, true, true, false) => tiles::<I, Super<16, true, NONE>>(isa, panel, acts, pick, acc),
+                (_, true, true, true) => tiles::<I, Super<16, true, OWN>>(isa, panel, acts, pick, acc),
             }
         }
         for (c, lanes) in acc.iter().enumerate() {
@@ -130,7 +139,11 @@ impl<F: Format> Op for Build<'_, F> {
                 Family::Super => {
                     low.copy_from_slice(bytemuck::bytes_of(&weights.scales));
                     if F::HAS_MIN {
-                        high.copy_from_slice(bytemuck::bytes_of(&weights.mins));
+                        let mut mins = [0; CHUNK / SUB];
+                        for s in 0..CHUNK / F::SUB {
+                            mins[s] = weights.mins[s * F::SUB / SUB];
+                        }
+                        high.copy_from_slice(bytemuck::bytes_of(&mins));
                     }
                     (d[r], dmin[r]) = (weights.d, weights.dmin);
                 }
@@ -153,57 +166,137 @@ impl<F: Format> Op for Build<'_, F> {
             let pairs: [i32; LANES] = bytemuck::cast(words[s * F::SUB / GROUP]);
             let scales =
                 pairs.map(|pair| if s * F::SUB % GROUP == 0 { pair << 16 >> 16 } else { pair >> 16 });
-            for (step, out) in panel.scales[s].iter_mut().enumerate() {
-                isa.scale_i32(&scales, step as i32 + 1, out);
-            }
+            by_steps(isa, isa.load_i32(&scales), &mut panel.scales[s]);
         }
         isa.store(isa.mul(isa.load_half(&d), isa.splat(F::D_FACTOR)), &mut panel.d);
         if F::HAS_MIN {
             isa.store(isa.load_half(&dmin), &mut panel.dmin);
-            for p in 0..8 {
+            for p in 0..CHUNK / F::SUB / 2 {
                 panel.mins[p] = bytemuck::cast(words[8 + p]);
             }
         }
     }
 }
 
-/// All columns times a panel, in tiles of nearly equal width: nine columns are five and four.
+/// Integer scales times every step.
 #[inline(always)]
-fn tiles<'a, I: Isa, K: Kind>(
-    isa: I,
-    panel: &'a Panel,
-    column: impl Fn(usize) -> &'a ActChunk,
-    acc: &mut [[f32; LANES]],
-) {
-    let n = acc.len();
-    let count = n.div_ceil(if I::WIDE { TILE } else { TILE / 2 });
-    let mut first = 0;
-    for t in 0..count {
-        let width = n / count + usize::from(t < n % count);
-        let acc = &mut acc[first..first + width];
-        let column = |c: usize| column(first + c);
-        match width {
-            1 => tile::<I, K, 1>(isa, panel, column, acc),
-            2 => tile::<I, K, 2>(isa, panel, column, acc),
-            3 => tile::<I, K, 3>(isa, panel, column, acc),
-            4 => tile::<I, K, 4>(isa, panel, column, acc),
-            5 => tile::<I, K, 5>(isa, panel, column, acc),
-            6 => tile::<I, K, 6>(isa, panel, column, acc),
-            7 => tile::<I, K, 7>(isa, panel, column, acc),
-            _ => tile::<I, K, TILE>(isa, panel, column, acc),
+fn by_steps<I: Isa>(isa: I, scales: I::V, out: &mut [[i32; LANES]; MAX_STEP as usize]) {
+    for (step, out) in out.iter_mut().enumerate() {
+        isa.store_i32(isa.mul_i32(scales, isa.splat_i32(step as i32 + 1)), out);
+    }
+}
+
+/// Takes one record apart.
+struct Unpack<'a, F> {
+    record: Record<'a, F>,
+    panel: &'a mut Panel,
+}
+
+impl<F: Format> Op for Unpack<'_, F> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { record, panel } = self;
+        record.prefetch(isa, F::SIZE);
+        for (g, words) in panel.codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let codes = record.codes(isa, g);
+            for k in 0..8 {
+                isa.put(codes[k], &mut words[k]);
+            }
         }
-        first += width;
+        if F::FAMILY == Family::Grouped {
+            for g in 0..CHUNK / GROUP {
+                isa.store(record.floats(isa, g), &mut panel.group_d[g]);
+            }
+            return;
+        }
+        for s in 0..CHUNK / F::SUB {
+            let mut scales = record.scales(isa, s);
+            if F::SHIFTED {
+                scales = isa.abs_i32(scales);
+            }
+            by_steps(isa, scales, &mut panel.scales[s]);
+        }
+        isa.store(isa.mul(record.floats(isa, 0), isa.splat(F::D_FACTOR)), &mut panel.d);
+        if F::HAS_MIN {
+            isa.store(record.floats(isa, 1), &mut panel.dmin);
+        }
+        for p in 0..CHUNK / F::SUB / 2 {
+            if F::HAS_MIN {
+                isa.store_i32(record.mins(isa, p), &mut panel.mins[p]);
+            }
+            if F::SHIFTED {
+                panel.mins[p] = record.shifts(p);
+            }
+        }
+    }
+}
+
+/// All columns times a panel, in tiles of nearly equal width: nine columns are five and four. A function of its
+/// own: one for all formats of a kind.
+struct Tiles<'a, K> {
+    panel: &'a Panel,
+    /// This chunk of all columns.
+    acts: &'a [ActChunk],
+    /// Which of them to use; all when none.
+    pick: Option<&'a [u32]>,
+    acc: &'a mut [[f32; LANES]],
+    kind: PhantomData<K>,
+}
+
+impl<K: Kind> Op for Tiles<'_, K> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { panel, acts, pick, acc, .. } = self;
+        let n = acc.len();
+        let count = n.div_ceil(if I::WIDE { TILE } else { TILE / 2 });
+        let mut first = 0;
+        for t in 0..count {
+            let width = n / count + usize::from(t < n % count);
+            let mut columns = [&acts[0]; TILE];
+            for (c, column) in columns[..width].iter_mut().enumerate() {
+                *column = &acts[pick.map_or(first + c, |pick| pick[first + c] as usize)];
+            }
+            let acc = &mut acc[first..first + width];
+            match width {
+                1 => tile::<I, K, 1>(isa, panel, &columns, acc),
+                2 => tile::<I, K, 2>(isa, panel, &columns, acc),
+                3 => tile::<I, K, 3>(isa, panel, &columns, acc),
+                4 => tile::<I, K, 4>(isa, panel, &columns, acc),
+                5 if I::WIDE => tile::<I, K, 5>(isa, panel, &columns, acc),
+                6 if I::WIDE => tile::<I, K, 6>(isa, panel, &columns, acc),
+                7 if I::WIDE => tile::<I, K, 7>(isa, panel, &columns, acc),
+                _ if I::WIDE => tile::<I, K, TILE>(isa, panel, &columns, acc),
+                _ => unreachable!("narrow tiles have at most four columns"),
+            }
+            first += width;
+        }
     }
 }
 
 #[inline(always)]
-fn tile<'a, I: Isa, K: Kind, const C: usize>(
+fn tiles<I: Isa, K: Kind>(
     isa: I,
-    panel: &'a Panel,
-    column: impl Fn(usize) -> &'a ActChunk,
+    panel: &Panel,
+    acts: &[ActChunk],
+    pick: Option<&[u32]>,
     acc: &mut [[f32; LANES]],
 ) {
-    isa.enter(Tile { panel, columns: std::array::from_fn::<_, C, _>(column), acc, kind: PhantomData::<K> });
+    isa.enter(Tiles { panel, acts, pick, acc, kind: PhantomData::<K> });
+}
+
+#[inline(always)]
+fn tile<I: Isa, K: Kind, const C: usize>(
+    isa: I,
+    panel: &Panel,
+    columns: &[&ActChunk; TILE],
+    acc: &mut [[f32; LANES]],
+) {
+    let columns = columns.first_chunk::<C>().expect("no more than a tile");
+    isa.enter(Tile { panel, columns, acc, kind: PhantomData::<K> });
 }
 
 /// How the sums of a tile are scaled.
@@ -230,7 +323,7 @@ impl Kind for Grouped {
             }
             for k in g * GROUP / 4..(g + 1) * GROUP / 4 {
                 for c in 0..C {
-                    sum[c] = isa.dot4_full(sum[c], &panel.codes[k], quads[c][k]);
+                    sum[c] = isa.dot4_full(sum[c], isa.bytes(&panel.codes[k]), quads[c][k]);
                 }
             }
             let d = isa.load(&panel.group_d[g]);
@@ -244,10 +337,17 @@ impl Kind for Grouped {
     }
 }
 
-/// [`Family::Super`] with one integer scale per `SUB` weights.
-struct Super<const SUB: usize, const SIGNED: bool, const HAS_MIN: bool>;
+/// No minimums.
+const NONE: u8 = 0;
+/// Minimums under a float scale of their own.
+const OWN: u8 = 1;
+/// Shifts of the codes, times their integer scale: they add to the products.
+const IN_SCALES: u8 = 2;
 
-impl<const SUB: usize, const SIGNED: bool, const HAS_MIN: bool> Kind for Super<SUB, SIGNED, HAS_MIN> {
+/// [`Family::Super`] with one integer scale per `SUB` weights.
+struct Super<const SUB: usize, const SIGNED: bool, const MINS: u8>;
+
+impl<const SUB: usize, const SIGNED: bool, const MINS: u8> Kind for Super<SUB, SIGNED, MINS> {
     #[inline(always)]
     fn tile<I: Isa, const C: usize>(isa: I, panel: &Panel, a: [&ActChunk; C], acc: &mut [[f32; LANES]]) {
         let quads: [&[i32; 64]; C] = a.map(|a| bytemuck::cast_ref(&a.codes));
@@ -256,29 +356,40 @@ impl<const SUB: usize, const SIGNED: bool, const HAS_MIN: bool> Kind for Super<S
             let mut sum = [isa.splat_i32(0); C];
             if SIGNED {
                 for c in 0..C {
-                    sum[c] = isa.splat_i32(if SUB == GROUP { a[c].starts32[s] } else { a[c].starts[s] });
+                    sum[c] = isa.splat_i32(a[c].start::<SUB>(s));
                 }
             }
             for k in s * SUB / 4..(s + 1) * SUB / 4 {
                 for c in 0..C {
-                    sum[c] = isa.dot4(sum[c], &panel.codes[k], quads[c][k]);
+                    sum[c] = isa.dot4(sum[c], isa.bytes(&panel.codes[k]), quads[c][k]);
                 }
             }
             for c in 0..C {
                 let step = (a[c].steps[s * SUB / crate::chunk::SUB] - 1) as usize % MAX_STEP as usize;
-                total[c] = isa.mul_add_i32(total[c], sum[c], &panel.scales[s][step]);
+                total[c] = isa.mul_add_i32(total[c], sum[c], isa.load_i32(&panel.scales[s][step]));
             }
+        }
+        let mut min = [isa.splat_i32(0); C];
+        if MINS == IN_SCALES {
+            min = total;
+        }
+        if MINS != NONE {
+            for p in 0..CHUNK / SUB / 2 {
+                let mins = isa.load_i32(&panel.mins[p]);
+                for c in 0..C {
+                    min[c] = isa.dot2(min[c], mins, a[c].sum_pairs::<SUB>(p));
+                }
+            }
+        }
+        if MINS == IN_SCALES {
+            total = min;
         }
         let (d, dmin) = (isa.load(&panel.d), isa.load(&panel.dmin));
         for c in 0..C {
             let scale = a[c].scales[0];
             let mut f = isa.fma(isa.mul(d, isa.splat(scale)), isa.to_float(total[c]), isa.load(&acc[c]));
-            if HAS_MIN {
-                let sums: &[i32; 8] = bytemuck::cast_ref(&a[c].sums);
-                let mut min = isa.splat_i32(0);
-                for p in 0..8 {
-                    min = isa.dot2(min, &panel.mins[p], sums[p]);
-                }
+            if MINS == OWN {
+                let min = min[c];
                 f = isa.fma(isa.mul(dmin, isa.splat(-scale)), isa.to_float(min), f);
             }
             isa.store(f, &mut acc[c]);
@@ -286,10 +397,10 @@ impl<const SUB: usize, const SIGNED: bool, const HAS_MIN: bool> Kind for Super<S
     }
 }
 
-/// Some columns times a panel, as a function of its own: one for all formats of a kind.
+/// Some columns times a panel, as a function of its own.
 struct Tile<'a, K, const C: usize> {
     panel: &'a Panel,
-    columns: [&'a ActChunk; C],
+    columns: &'a [&'a ActChunk; C],
     acc: &'a mut [[f32; LANES]],
     kind: PhantomData<K>,
 }
@@ -299,6 +410,6 @@ impl<K: Kind, const C: usize> Op for Tile<'_, K, C> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        K::tile::<I, C>(isa, self.panel, self.columns, self.acc);
+        K::tile::<I, C>(isa, self.panel, *self.columns, self.acc);
     }
 }

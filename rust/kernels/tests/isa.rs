@@ -5,7 +5,7 @@
 use kizami_kernels::convert::{f16_to_f32, f32_to_bf16};
 use kizami_kernels::matmul::{Columns, Precision, dequantize, matmul};
 use kizami_kernels::par::set_threads;
-use kizami_kernels::{Family, Level, Matrix, Type, set_level};
+use kizami_kernels::{Family, Level, Matrix, Type, repack, repacked_bytes, set_level};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::sync::Mutex;
@@ -209,8 +209,69 @@ fn check(ty: Type, case: &Case, available: &[Level]) {
             if let Some(difference) = difference(&alone, &expected) {
                 panic!("{ty:?} {precision:?} at {level:?}, one column at a time: {difference}");
             }
+            let Some(side_by_side) = repacked(&w) else { continue };
+            let w = Matrix::repacked(ty, case.rows, case.cols, &side_by_side).expect("what was written");
+            if let Some(difference) = difference(&run(&w, &x, precision), &expected) {
+                panic!("{ty:?} {precision:?} at {level:?}, repacked: {difference}");
+            }
+            let alone: Vec<f32> = x.chunks_exact(case.cols).flat_map(|x| run(&w, x, precision)).collect();
+            if let Some(difference) = difference(&alone, &expected) {
+                panic!("{ty:?} {precision:?} at {level:?}, repacked, one column at a time: {difference}");
+            }
         }
     }
+}
+
+/// Rows side by side, at the level in use; none for floats.
+fn repacked(w: &Matrix<'_>) -> Option<Vec<u8>> {
+    let mut out = vec![0; repacked_bytes(w.ty(), w.rows(), w.cols())?];
+    repack(w, &mut out).expect("a buffer of the right size");
+    Some(out)
+}
+
+/// Rows put side by side decode to the bits they had, and every level writes the same bytes.
+#[test]
+fn repacking_loses_nothing() {
+    let _guard = GLOBALS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    for ty in Type::ALL.iter().copied().filter(|ty| ty.family().is_some()) {
+        let mut runner =
+            TestRunner::new(Config { cases: 48, failure_persistence: None, ..Config::default() });
+        let result = runner.run(&cases(ty), |case| {
+            let bytes = weights(ty, &mut Rng(case.seed), &case);
+            let w = Matrix::new(ty, case.rows, case.cols, &bytes, &[]).expect("a valid matrix");
+            let decode = |w: &Matrix<'_>| {
+                let mut out = vec![f32::NAN; case.rows * case.cols];
+                dequantize(w, 0, &mut out).expect("all rows");
+                out
+            };
+            assert!(set_level(Level::Scalar));
+            let (expected, written) = (decode(&w), repacked(&w).expect("a block format"));
+            for level in available() {
+                assert!(set_level(level));
+                assert!(repacked(&w).expect("a block format") == written, "{ty:?} at {level:?}: other bytes");
+                let again = Matrix::repacked(ty, case.rows, case.cols, &written).expect("what was written");
+                if let Some(difference) = difference(&decode(&again), &expected) {
+                    panic!("{ty:?} at {level:?}: {difference}");
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            panic!("{ty:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn repacking_refuses_what_it_cannot_do() {
+    let floats = Matrix::new(Type::F16, 2, 32, &[0; 128], &[]).expect("a valid matrix");
+    assert!(repacked_bytes(Type::F16, 2, 32).is_none());
+    assert!(repack(&floats, &mut []).is_err());
+    let w = Matrix::new(Type::Q8_0, 1, 32, &[0; 34], &[]).expect("a valid matrix");
+    assert!(repack(&w, &mut [0; 34]).is_err());
+    assert!(Matrix::repacked(Type::Q8_0, 1, 32, &[0; 34]).is_err());
+    assert!(Matrix::repacked(Type::Q8_0, usize::MAX, usize::MAX / 32 * 32, &[]).is_err());
+    assert!(Matrix::repacked(Type::Q4K, 16, 32, &[]).is_err());
 }
 
 fn available() -> Vec<Level> {
@@ -289,6 +350,12 @@ fn long_rows_and_many_columns() {
                     let found = run(&w, &x, precision);
                     if let Some(difference) = difference(&found, &expected) {
                         panic!("{ty:?} {precision:?} {rows}x{cols}, {n} columns at {level:?}: {difference}");
+                    }
+                    if let Some(side_by_side) = repacked(&w) {
+                        let w = Matrix::repacked(ty, rows, cols, &side_by_side).expect("what was written");
+                        if let Some(difference) = difference(&run(&w, &x, precision), &expected) {
+                            panic!("{ty:?} {precision:?} {rows}x{cols} at {level:?}, repacked: {difference}");
+                        }
                     }
                     let last = run(&w, &x[(n - 1) * cols..], precision);
                     if let Some(difference) = difference(&last, &expected[(n - 1) * rows..]) {

@@ -24,20 +24,11 @@ struct All<'a> {
     a: &'a ActChunk,
 }
 
-/// Lanes as integers: by way of floats, those of the upper bits and those of the lower 16 apart, both exact.
+/// Lanes as integers.
 fn exact<I: Isa>(isa: I, x: I::V) -> [i32; LANES] {
-    let mut lanes = [0.0; LANES];
-    // 2^16 x keeps the lower half alone, shifted up: a multiple of 2^16, exact as f32.
-    isa.store(isa.to_float(isa.mul_add_i32(isa.splat_i32(0), x, &[1 << 16; LANES])), &mut lanes);
-    let low = lanes.map(|x| (x as i64 >> 16) as i32 & 0xffff);
-    isa.store(isa.to_float(isa.add_i32(x, isa.splat_i32(0))), &mut lanes);
-    // What rounding to 24 bits can have changed is below 2^8; the nearest number with this lower half is meant.
-    std::array::from_fn(|r| {
-        let near = lanes[r] as i64;
-        let off = (i64::from(low[r]) - near).rem_euclid(1 << 16);
-        let off = if off >= 1 << 15 { off - (1 << 16) } else { off };
-        (near + off) as i32
-    })
+    let mut lanes = [0; LANES];
+    isa.store_i32(x, &mut lanes);
+    lanes
 }
 
 impl Op for All<'_> {
@@ -110,23 +101,26 @@ impl Op for All<'_> {
             let mut sum = isa.splat_i32(a.starts[r]);
             let mut full_sum = isa.start_full(a.starts32[r % 8]);
             for k in r % 8 * 8..(r % 8 + 1) * 8 {
-                sum = isa.dot4(sum, &low[k % LANES], quad[k]);
-                full_sum = isa.dot4_full(full_sum, &bytes[k % LANES], quad[k]);
+                sum = isa.dot4(sum, isa.bytes(&low[k % LANES]), quad[k]);
+                full_sum = isa.dot4_full(full_sum, q[k % LANES], quad[k]);
             }
             ints.push(exact(isa, sum));
             ints.push(exact(isa, full_sum));
-            let pairs: [i16; 32] = bytemuck::cast(bytes[r]);
-            ints.push(exact(isa, isa.dot2(isa.splat_i32(0), &pairs.map(|x| x >> 6), 0x7f_0003 - r as i32)));
+            let lanes = isa.load_i32(&bytemuck::cast(bytes[r]));
+            ints.push(exact(isa, lanes));
+            ints.push(exact(isa, isa.dot2(isa.splat_i32(r as i32), lanes, quad[r])));
+            ints.push(exact(isa, isa.abs_i32(lanes)));
+            ints.push(exact(isa, isa.mul_i32(lanes, isa.splat_i32(quad[r]))));
+            ints.push(exact(isa, isa.mul_add_i32(lanes, lanes, isa.splat_i32(quad[r]))));
+            ints.push(exact(isa, isa.widen_i32(bytemuck::cast_ref(sixteen(r)))));
+            ints.push(exact(isa, isa.widen_pairs(bytemuck::cast_ref(halves(r).1))));
         }
         let supers: [I::S; LANES] = supers.try_into().ok().unwrap();
         let mins: [I::S; LANES] = mins.try_into().ok().unwrap();
         let units: [I::U; LANES] = units.try_into().ok().unwrap();
         ints.push(exact(isa, isa.sum_rows(&supers)));
-        ints.push(exact(isa, isa.add_i32(isa.sum_rows(&mins), isa.splat_i32(5))));
+        ints.push(exact(isa, isa.sum_rows(&mins)));
         ints.extend(isa.sum_units(&units, a).map(|v| exact(isa, v)));
-        let mut scaled = [0; LANES];
-        isa.scale_i32(&ints[0], 7, &mut scaled);
-        ints.push(scaled);
 
         let mut floats = Vec::new();
         let mut keep = |x: I::F| {

@@ -92,6 +92,18 @@ pub(super) const fn repeat<const LEVELS: usize>(levels: &[i8; LEVELS]) -> [u8; 6
     out
 }
 
+/// Shifted levels of both signs, by number.
+pub(super) const fn signed(magnitudes: &[i8]) -> [u8; 16] {
+    let mut out = [0; 16];
+    let mut i = 0;
+    while i < magnitudes.len() {
+        out[i] = SUPER_OFFSET - magnitudes[i] as u8;
+        out[magnitudes.len() + i] = SUPER_OFFSET + magnitudes[i] as u8;
+        i += 1;
+    }
+    out
+}
+
 /// Eight shifted codes with signs: bits 0..7 of `number` index [`SIGNS`]. A negative code is 128 minus
 /// itself: its complement in seven bits plus one, which cannot carry, because no code is zero.
 #[inline(always)]

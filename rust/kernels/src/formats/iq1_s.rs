@@ -12,8 +12,8 @@
 //! ```
 
 use super::grids;
-use crate::chunk::Weights;
-use crate::format::{Family, Format};
+use crate::chunk::{SUPER_OFFSET, Weights};
+use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
 
@@ -46,6 +46,25 @@ impl Format for Iq1S {
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
     const D_FACTOR: f32 = 0.125;
+    const BITS: usize = 2;
+    const LEVELS: Levels = Levels::Shifted([
+        SUPER_OFFSET - 8,
+        SUPER_OFFSET,
+        SUPER_OFFSET + 8,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]);
 
     #[inline(always)]
     fn decode<I: Isa>(isa: I, b: &BlockIq1S) -> Weights<I> {

@@ -13,7 +13,7 @@
 
 use super::grids;
 use crate::chunk::{SUPER_OFFSET, Weights};
-use crate::format::{Family, Format};
+use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
 
@@ -82,6 +82,8 @@ impl Format for Iq2Xxs {
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
     const D_FACTOR: f32 = 0.125;
+    const BITS: usize = 3;
+    const LEVELS: Levels = Levels::Table(grids::signed(&MAGNITUDES));
 
     #[inline(always)]
     fn decode<I: Isa>(isa: I, b: &BlockIq2Xxs) -> Weights<I> {

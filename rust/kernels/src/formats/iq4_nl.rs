@@ -9,7 +9,7 @@
 //! ```
 
 use crate::chunk::{GROUPED_OFFSET, Weights};
-use crate::format::{Family, Format};
+use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
 
@@ -46,6 +46,8 @@ impl Format for Iq4Nl {
     type Block = BlockIq4Nl;
     type Chunk = [BlockIq4Nl; 8];
     const FAMILY: Family = Family::Grouped;
+    const BITS: usize = 4;
+    const LEVELS: Levels = Levels::Table(SHIFTED);
 
     #[inline(always)]
     fn decode<I: Isa>(isa: I, b: &Self::Chunk) -> Weights<I> {

@@ -14,7 +14,7 @@
 //! ```
 
 use crate::chunk::Weights;
-use crate::format::{Family, Format};
+use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
 
@@ -57,6 +57,8 @@ impl Format for Q4K {
     type Chunk = BlockQ4K;
     const FAMILY: Family = Family::Super;
     const HAS_MIN: bool = true;
+    const BITS: usize = 4;
+    const LEVELS: Levels = Levels::From(0);
 
     #[inline(always)]
     fn decode<I: Isa>(isa: I, b: &BlockQ4K) -> Weights<I> {

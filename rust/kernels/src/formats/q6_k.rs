@@ -15,7 +15,7 @@
 //! ```
 
 use crate::chunk::{SUPER_OFFSET, Weights};
-use crate::format::{Family, Format};
+use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
 
@@ -44,6 +44,8 @@ impl Format for Q6K {
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
     const SUB: usize = 16;
+    const BITS: usize = 6;
+    const LEVELS: Levels = Levels::From(SUPER_OFFSET - 32);
 
     #[inline(always)]
     fn decode<I: Isa>(isa: I, b: &BlockQ6K) -> Weights<I> {

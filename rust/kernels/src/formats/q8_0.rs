@@ -7,7 +7,7 @@
 //! ```
 
 use crate::chunk::{GROUPED_OFFSET, Weights};
-use crate::format::{Family, Format};
+use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable, cast_ref};
 
@@ -30,6 +30,8 @@ impl Format for Q8_0 {
     type Block = BlockQ8_0;
     type Chunk = [BlockQ8_0; 8];
     const FAMILY: Family = Family::Grouped;
+    const BITS: usize = 8;
+    const LEVELS: Levels = Levels::From(0);
 
     #[inline(always)]
     fn decode<I: Isa>(isa: I, b: &Self::Chunk) -> Weights<I> {

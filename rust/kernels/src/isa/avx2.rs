@@ -340,43 +340,64 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn add_i32(self, a: Self::V, b: Self::V) -> Self::V {
+    fn load_i32(self, x: &[i32; LANES]) -> Self::V {
         // SAFETY: see the head of the file.
-        unsafe { (_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1)) }
+        unsafe { (_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(8).cast())) }
     }
 
     #[inline(always)]
-    fn mul_add_i32(self, acc: Self::V, a: Self::V, b: &[i32; LANES]) -> Self::V {
+    fn store_i32(self, x: Self::V, out: &mut [i32; LANES]) {
         // SAFETY: see the head of the file.
         unsafe {
-            let b0 = _mm256_loadu_si256(b.as_ptr().cast());
-            let b1 = _mm256_loadu_si256(b.as_ptr().add(8).cast());
-            (
-                _mm256_add_epi32(acc.0, _mm256_mullo_epi32(a.0, b0)),
-                _mm256_add_epi32(acc.1, _mm256_mullo_epi32(a.1, b1)),
-            )
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), x.0);
+            _mm256_storeu_si256(out.as_mut_ptr().add(8).cast(), x.1);
         }
     }
 
     #[inline(always)]
-    fn scale_i32(self, a: &[i32; LANES], b: i32, out: &mut [i32; LANES]) {
+    fn widen_i32(self, x: &[i8; LANES]) -> Self::V {
         // SAFETY: see the head of the file.
         unsafe {
-            for half in 0..2 {
-                let x = _mm256_loadu_si256(a.as_ptr().add(8 * half).cast());
-                let x = _mm256_mullo_epi32(x, _mm256_set1_epi32(b));
-                _mm256_storeu_si256(out.as_mut_ptr().add(8 * half).cast(), x);
-            }
+            let x = _mm_loadu_si128(x.as_ptr().cast());
+            (_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(x, x)))
         }
     }
 
     #[inline(always)]
-    fn dot4(self, acc: Self::V, w: &[u8; 64], a: i32) -> Self::V {
+    fn widen_pairs(self, x: &[i8; 2 * LANES]) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let low = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
+            (low, _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().add(16).cast())))
+        }
+    }
+
+    #[inline(always)]
+    fn abs_i32(self, x: Self::V) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_abs_epi32(x.0), _mm256_abs_epi32(x.1)) }
+    }
+
+    #[inline(always)]
+    fn mul_i32(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_mullo_epi32(a.0, b.0), _mm256_mullo_epi32(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn mul_add_i32(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        let x = self.mul_i32(a, b);
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_add_epi32(acc.0, x.0), _mm256_add_epi32(acc.1, x.1)) }
+    }
+
+    #[inline(always)]
+    fn dot4(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
         // SAFETY: see the head of the file.
         unsafe {
             let (a, ones) = (_mm256_set1_epi32(a), _mm256_set1_epi16(1));
             // Pairs of products stay within 2 * 127 * 127 < 2^15.
-            let (low, high) = self.bytes(w);
+            let (low, high) = w;
             let low = _mm256_madd_epi16(_mm256_maddubs_epi16(low, a), ones);
             let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, a), ones);
             (_mm256_add_epi32(acc.0, low), _mm256_add_epi32(acc.1, high))
@@ -389,11 +410,11 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn dot4_full(self, acc: Self::V, w: &[u8; 64], a: i32) -> Self::V {
+    fn dot4_full(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
         // SAFETY: see the head of the file.
         unsafe {
             let (a, ones) = (_mm256_set1_epi32(a), _mm256_set1_epi16(1));
-            let (low, high) = self.bytes(w);
+            let (low, high) = w;
             let low = _mm256_madd_epi16(full_pairs(low, a), ones);
             let high = _mm256_madd_epi16(full_pairs(high, a), ones);
             (_mm256_add_epi32(acc.0, low), _mm256_add_epi32(acc.1, high))
@@ -401,12 +422,11 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn dot2(self, acc: Self::V, w: &[i16; 32], a: i32) -> Self::V {
+    fn dot2(self, acc: Self::V, w: Self::V, a: i32) -> Self::V {
         // SAFETY: see the head of the file.
         unsafe {
             let a = _mm256_set1_epi32(a);
-            let low = _mm256_madd_epi16(_mm256_loadu_si256(w.as_ptr().cast()), a);
-            let high = _mm256_madd_epi16(_mm256_loadu_si256(w.as_ptr().add(16).cast()), a);
+            let (low, high) = (_mm256_madd_epi16(w.0, a), _mm256_madd_epi16(w.1, a));
             (_mm256_add_epi32(acc.0, low), _mm256_add_epi32(acc.1, high))
         }
     }

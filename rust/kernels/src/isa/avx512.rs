@@ -271,30 +271,51 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
     }
 
     #[inline(always)]
-    fn add_i32(self, a: Self::V, b: Self::V) -> Self::V {
+    fn load_i32(self, x: &[i32; LANES]) -> Self::V {
         // SAFETY: see the head of the file.
-        unsafe { _mm512_add_epi32(a, b) }
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
     }
 
     #[inline(always)]
-    fn mul_add_i32(self, acc: Self::V, a: Self::V, b: &[i32; LANES]) -> Self::V {
+    fn store_i32(self, x: Self::V, out: &mut [i32; LANES]) {
         // SAFETY: see the head of the file.
-        unsafe { _mm512_add_epi32(acc, _mm512_mullo_epi32(a, _mm512_loadu_si512(b.as_ptr().cast()))) }
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), x) }
     }
 
     #[inline(always)]
-    fn scale_i32(self, a: &[i32; LANES], b: i32, out: &mut [i32; LANES]) {
+    fn widen_i32(self, x: &[i8; LANES]) -> Self::V {
         // SAFETY: see the head of the file.
-        unsafe {
-            let x = _mm512_mullo_epi32(_mm512_loadu_si512(a.as_ptr().cast()), _mm512_set1_epi32(b));
-            _mm512_storeu_si512(out.as_mut_ptr().cast(), x);
-        }
+        unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast())) }
     }
 
     #[inline(always)]
-    fn dot4(self, acc: Self::V, w: &[u8; 64], a: i32) -> Self::V {
+    fn widen_pairs(self, x: &[i8; 2 * LANES]) -> Self::V {
         // SAFETY: see the head of the file.
-        unsafe { _mm512_dpbusd_epi32(acc, self.bytes(w), _mm512_set1_epi32(a)) }
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn abs_i32(self, x: Self::V) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_abs_epi32(x) }
+    }
+
+    #[inline(always)]
+    fn mul_i32(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_mullo_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_add_i32(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_add_epi32(acc, _mm512_mullo_epi32(a, b)) }
+    }
+
+    #[inline(always)]
+    fn dot4(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(a)) }
     }
 
     #[inline(always)]
@@ -303,14 +324,14 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
     }
 
     #[inline(always)]
-    fn dot4_full(self, acc: Self::V, w: &[u8; 64], a: i32) -> Self::V {
+    fn dot4_full(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
         self.dot4(acc, w, a)
     }
 
     #[inline(always)]
-    fn dot2(self, acc: Self::V, w: &[i16; 32], a: i32) -> Self::V {
+    fn dot2(self, acc: Self::V, w: Self::V, a: i32) -> Self::V {
         // SAFETY: see the head of the file.
-        unsafe { _mm512_dpwssd_epi32(acc, _mm512_loadu_si512(w.as_ptr().cast()), _mm512_set1_epi32(a)) }
+        unsafe { _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(a)) }
     }
 
     #[inline(always)]

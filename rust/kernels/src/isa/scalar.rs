@@ -1,4 +1,7 @@
 //! The oracle: plain loops, any CPU. Every other instruction set must return its bits.
+//!
+//! Loops over 64 bytes are functions of their own here: they need no CPU feature that inlining would bring, and
+//! unrolled into every driver they would take minutes to compile.
 
 use super::{Isa, LANES};
 use crate::chunk::{ActChunk, GROUP, GROUPED_OFFSET, SUB, SUPER_OFFSET};
@@ -26,7 +29,7 @@ impl Isa for Scalar {
     const WIDE: bool = false;
     const BYTE_PERMUTE: bool = false;
 
-    #[inline(always)]
+    #[inline(never)]
     fn enter<O: Op>(self, op: O) -> O::Out {
         op.run(self)
     }
@@ -71,22 +74,22 @@ impl Isa for Scalar {
         x.map(|x| f16_to_f32(u16::from_le_bytes(x)))
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn load_half(self, x: &[u16; LANES]) -> Self::F {
         x.map(f16_to_f32)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn load_codes(self, x: &[i8; LANES]) -> Self::F {
         x.map(f32::from)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn store_half(self, x: Self::F, out: &mut [u16; LANES]) {
         *out = x.map(f32_to_f16);
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn transpose_groups(self, x: &[[f32; 8]; LANES]) -> [Self::F; 8] {
         std::array::from_fn(|g| std::array::from_fn(|r| x[r][g]))
     }
@@ -101,23 +104,43 @@ impl Isa for Scalar {
         x.map(|x| x as f32)
     }
 
-    #[inline(always)]
-    fn add_i32(self, a: Self::V, b: Self::V) -> Self::V {
-        std::array::from_fn(|r| a[r].wrapping_add(b[r]))
+    #[inline(never)]
+    fn load_i32(self, x: &[i32; LANES]) -> Self::V {
+        *x
     }
 
-    #[inline(always)]
-    fn mul_add_i32(self, acc: Self::V, a: Self::V, b: &[i32; LANES]) -> Self::V {
+    #[inline(never)]
+    fn store_i32(self, x: Self::V, out: &mut [i32; LANES]) {
+        *out = x;
+    }
+
+    #[inline(never)]
+    fn widen_i32(self, x: &[i8; LANES]) -> Self::V {
+        x.map(i32::from)
+    }
+
+    #[inline(never)]
+    fn widen_pairs(self, x: &[i8; 2 * LANES]) -> Self::V {
+        std::array::from_fn(|r| i32::from(x[2 * r]) & 0xffff | i32::from(x[2 * r + 1]) << 16)
+    }
+
+    #[inline(never)]
+    fn abs_i32(self, x: Self::V) -> Self::V {
+        x.map(i32::wrapping_abs)
+    }
+
+    #[inline(never)]
+    fn mul_i32(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|r| a[r].wrapping_mul(b[r]))
+    }
+
+    #[inline(never)]
+    fn mul_add_i32(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
         std::array::from_fn(|r| acc[r].wrapping_add(a[r].wrapping_mul(b[r])))
     }
 
-    #[inline(always)]
-    fn scale_i32(self, a: &[i32; LANES], b: i32, out: &mut [i32; LANES]) {
-        *out = a.map(|a| a.wrapping_mul(b));
-    }
-
-    #[inline(always)]
-    fn dot4(self, acc: Self::V, w: &[u8; 64], a: i32) -> Self::V {
+    #[inline(never)]
+    fn dot4(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
         let a = a.to_le_bytes();
         std::array::from_fn(|r| {
             (0..4).fold(acc[r], |s, i| s + i32::from(w[4 * r + i]) * i32::from(a[i] as i8))
@@ -129,20 +152,21 @@ impl Isa for Scalar {
         [start; LANES]
     }
 
-    #[inline(always)]
-    fn dot4_full(self, acc: Self::V, w: &[u8; 64], a: i32) -> Self::V {
+    #[inline(never)]
+    fn dot4_full(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
         self.dot4(acc, w, a)
     }
 
-    #[inline(always)]
-    fn dot2(self, acc: Self::V, w: &[i16; 32], a: i32) -> Self::V {
+    #[inline(never)]
+    fn dot2(self, acc: Self::V, w: Self::V, a: i32) -> Self::V {
         let (low, high) = (i32::from(a as i16), a >> 16);
         std::array::from_fn(|r| {
-            acc[r].wrapping_add(i32::from(w[2 * r]) * low + i32::from(w[2 * r + 1]) * high)
+            let (w_low, w_high) = (i32::from(w[r] as i16), w[r] >> 16);
+            acc[r].wrapping_add((w_low * low).wrapping_add(w_high * high))
         })
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn transpose_words(self, rows: &[[u8; 64]; LANES], out: &mut [[u8; 64]; LANES]) {
         for (r, row) in rows.iter().enumerate() {
             for (k, word) in row.as_chunks::<4>().0.iter().enumerate() {
@@ -161,7 +185,7 @@ impl Isa for Scalar {
         [0; 8]
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn dot_super<const SIGNED: bool>(
         self,
         codes: &[Self::Q; 4],
@@ -177,7 +201,7 @@ impl Isa for Scalar {
         sum
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn dot_mins(self, mins: &[i16; 16], a: &ActChunk) -> Self::S {
         mins.iter().zip(&a.sums).map(|(&m, &a)| i32::from(m) * i32::from(a)).fold(0, i32::wrapping_add)
     }
@@ -187,12 +211,12 @@ impl Isa for Scalar {
         *x
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn dot_units(self, codes: &[Self::Q; 4], a: &ActChunk) -> Self::U {
         std::array::from_fn(|g| dot_range(codes, GROUPED_OFFSET, a, g * GROUP, GROUP))
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn sum_units(self, x: &[Self::U; LANES], _: &ActChunk) -> [Self::V; 8] {
         std::array::from_fn(|g| std::array::from_fn(|r| x[r][g]))
     }
@@ -200,7 +224,7 @@ impl Isa for Scalar {
     #[inline(always)]
     fn prefetch(self, _: &[u8], _: usize) {}
 
-    #[inline(always)]
+    #[inline(never)]
     fn spread(self, x: Self::Q, at: &[u8; 8]) -> [i16; 16] {
         std::array::from_fn(|i| i16::from(x[usize::from(at[i / 2])]))
     }
@@ -220,12 +244,12 @@ impl Isa for Scalar {
         *x
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn bytes2(self, low: &[u8; 32], high: &[u8; 32]) -> Self::Q {
         std::array::from_fn(|i| if i < 32 { low[i] } else { high[i - 32] })
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn nibbles(self, low: &[u8; 16], high: &[u8; 16]) -> Self::Q {
         std::array::from_fn(|i| {
             let byte = if i < 32 { low[i % 16] } else { high[i % 16] };
@@ -248,68 +272,68 @@ impl Isa for Scalar {
         [x; 64]
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn and(self, a: Self::Q, b: Self::Q) -> Self::Q {
         std::array::from_fn(|i| a[i] & b[i])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn or(self, a: Self::Q, b: Self::Q) -> Self::Q {
         std::array::from_fn(|i| a[i] | b[i])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn xor(self, a: Self::Q, b: Self::Q) -> Self::Q {
         std::array::from_fn(|i| a[i] ^ b[i])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn add(self, a: Self::Q, b: Self::Q) -> Self::Q {
         std::array::from_fn(|i| a[i].wrapping_add(b[i]))
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn shr<const LOW: u32, const HIGH: u32>(self, x: Self::Q) -> Self::Q {
         std::array::from_fn(|i| x[i] >> if i < 32 { LOW } else { HIGH })
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn shl<const LOW: u32, const HIGH: u32>(self, x: Self::Q) -> Self::Q {
         std::array::from_fn(|i| x[i] << if i < 32 { LOW } else { HIGH })
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn lookup16(self, table: &[u8; 16], indices: Self::Q) -> Self::Q {
         indices.map(|i| table[usize::from(i & 15)])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn lookup256(self, table: &[u8; 256], indices: Self::Q) -> Self::Q {
         indices.map(|i| table[usize::from(i)])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn lookup64(self, table: &[u8; 64], indices: Self::Q) -> Self::Q {
         indices.map(|i| table[usize::from(i & 63)])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn pick(self, low: Self::Q, high: Self::Q, at: &[u8; 64]) -> Self::Q {
         at.map(|at| if at < 64 { low[usize::from(at)] } else { high[usize::from(at % 64)] })
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn fields(self, words: Self::Q, at: [u8; 8]) -> Self::Q {
         let words: [u64; 8] = bytemuck::cast(words);
         std::array::from_fn(|i| u64::from_le(words[i / 8]).rotate_right(u32::from(at[i % 8])) as u8)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn parity_signs(self, x: Self::Q) -> Self::Q {
         x.map(|x| x & 127 | ((x & 127).count_ones() as u8 & 1) << 7)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn negate(self, x: Self::Q, offset: u8, signs: Self::Q, quarter: usize) -> Self::Q {
         std::array::from_fn(|i| {
             let negative = signs[8 * quarter + i / 8] >> (i % 8) & 1 == 1;

@@ -1,0 +1,407 @@
+//! Rows side by side: weights as products like them, made once from the file's when a model is loaded.
+//!
+//! Sixteen rows of a chunk become one record whose vectors hold four codes of every row, so that a product
+//! neither transposes nor looks into codebooks, and reads one stream. Records of a panel of sixteen rows lie
+//! one after the other. Scales keep their stored precision, so every result keeps its bits.
+//!
+//! ```text
+//! record    codes      8 groups of 32 weights, BITS vectors of 64 bytes each
+//!           Super      scales [256 / SUB][16 rows] i8       minimums [256 / SUB / 2][16 rows][2] u8
+//!                      d [16 rows] f16                      dmin [16 rows] f16
+//!           Grouped    d [8 groups][16 rows] f16            (padded to whole 64 bytes)
+//!
+//! vector    byte 4 r + i: code i of row r's four, as a number of 8, 4, 2 or 1 bits; the numbers of further
+//!           fours lie above it
+//!             8 bits  v0 .. v7   weights 4 v + i
+//!             4 bits  v0 .. v3   weights 8 v + i      8 v + 4 + i
+//!             2 bits  v0, v1     weights 16 v + i     16 v + 4 + i    + 8    + 12
+//!             1 bit   v0         weights i            4 + i    ...    28 + i
+//!           3 bits are 2 and 1, 6 bits are 4 and 2: the lower bits first
+//! ```
+//!
+//! Knows the layout: its sizes, its writer, its reader. Does not know products, nor who owns the memory.
+
+use crate::chunk::{CHUNK, GROUP, SUB, Weights};
+use crate::convert::f32_to_f16;
+use crate::dispatch::{Op, dispatch};
+use crate::error::{Error, expect_len};
+use crate::format::{Family, Format, Levels, Type, with_format};
+use crate::isa::{Isa, LANES};
+use crate::matrix::Matrix;
+use crate::par;
+use bytemuck::Pod;
+use std::marker::PhantomData;
+
+/// Groups in a chunk.
+const GROUPS: usize = CHUNK / GROUP;
+
+/// The first code of each group.
+const FIRSTS: [usize; GROUPS] = [0, 32, 64, 96, 128, 160, 192, 224];
+
+/// Where the parts of a record are.
+pub(crate) trait Layout: Format {
+    /// Integer scales of a row; none in `Grouped` formats.
+    const SCALES: usize = match Self::FAMILY {
+        Family::Super => CHUNK / Self::SUB,
+        Family::Grouped => 0,
+    };
+    /// Float scales of a row.
+    const FLOATS: usize = match Self::FAMILY {
+        Family::Super => 1 + Self::HAS_MIN as usize,
+        Family::Grouped => GROUPS,
+    };
+    /// After the codes.
+    const SCALES_AT: usize = 64 * GROUPS * Self::BITS;
+    /// After the scales.
+    const MINS_AT: usize = Self::SCALES_AT + LANES * Self::SCALES;
+    /// After the minimums.
+    const FLOATS_AT: usize = Self::MINS_AT + if Self::HAS_MIN { LANES * Self::SCALES } else { 0 };
+    /// Bytes of a record.
+    const SIZE: usize = (Self::FLOATS_AT + 2 * LANES * Self::FLOATS).next_multiple_of(64);
+    /// Whether scales carry the sign of a shift by one ([`Levels::Shifted`]).
+    const SHIFTED: bool = matches!(Self::LEVELS, Levels::Shifted(_));
+    /// The number of every code byte.
+    const NUMBERS: [u8; 256] = numbers(Self::LEVELS, Self::BITS);
+}
+
+impl<F: Format> Layout for F {}
+
+const fn numbers(levels: Levels, bits: usize) -> [u8; 256] {
+    let mut out = [0; 256];
+    let mut number = 0;
+    while number < 1 << bits {
+        match levels {
+            Levels::From(first) => {
+                if first as usize + number < 256 {
+                    out[first as usize + number] = number as u8;
+                }
+            }
+            Levels::Table(table) => out[table[number] as usize] = number as u8,
+            Levels::Shifted(table) => {
+                if table[number] > 0 {
+                    out[table[number] as usize - 1] = number as u8;
+                    out[table[number] as usize + 1] = number as u8;
+                }
+            }
+        }
+        number += 1;
+    }
+    out
+}
+
+/// Bytes of a matrix with its rows side by side; none for floats, and where that does not fit memory.
+pub fn repacked_bytes(ty: Type, rows: usize, cols: usize) -> Option<usize> {
+    let panel = ty.record_bytes()?.checked_mul(cols.div_ceil(CHUNK))?;
+    rows.div_ceil(LANES).checked_mul(panel)
+}
+
+/// Writes the rows of `w` side by side; `out` has [`repacked_bytes`].
+///
+/// # Errors
+/// The matrix is of floats, or `out` has another length.
+pub fn repack(w: &Matrix<'_>, out: &mut [u8]) -> Result<(), Error> {
+    let Some(bytes) = repacked_bytes(w.ty(), w.rows(), w.cols()) else {
+        return Err(Error::Range {
+            what: "bits of a weight to repack",
+            found: 8 * w.ty().block_bytes(),
+            expected: "a block-quantized format",
+        });
+    };
+    expect_len("bytes of repacked weights", out.len(), bytes)?;
+    let panel = bytes / w.rows().div_ceil(LANES).max(1);
+    // About as much as the second-level cache holds.
+    let panels = ((1 << 18) / panel.max(1)).max(1);
+    par::for_chunks(out, panels * panel, |task, out| {
+        let first = task * panels * LANES;
+        with_format!(w.ty(), F => float unreachable!("floats are not repacked"),
+                     block dispatch(Pack { w, first, out, format: PhantomData::<F> }));
+    });
+    Ok(())
+}
+
+/// Rows `first..` of a matrix, as many panels as `out` has room for.
+struct Pack<'a, F> {
+    w: &'a Matrix<'a>,
+    first: usize,
+    out: &'a mut [u8],
+    format: PhantomData<F>,
+}
+
+impl<F: Format> Op for Pack<'_, F> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { w, first, out, .. } = self;
+        let mut rows = [[[0; 64]; LANES]; 4];
+        let mut words = [[0; 64]; CHUNK / 4];
+        for (i, record) in out.chunks_exact_mut(F::SIZE).enumerate() {
+            let (panel, chunk) = (i / w.chunks(), i % w.chunks());
+            record.fill(0);
+            for r in 0..LANES {
+                // A short last panel holds its last row more than once.
+                let row = (first + panel * LANES + r).min(w.rows() - 1);
+                let weights: Weights<I> = w.decode::<I, F>(isa, row, chunk);
+                for q in 0..4 {
+                    isa.put(weights.codes[q], &mut rows[q][r]);
+                }
+                let floats = match F::FAMILY {
+                    Family::Super => [weights.d, weights.dmin, 0, 0, 0, 0, 0, 0],
+                    Family::Grouped => weights.group_d.map(f32_to_f16),
+                };
+                let first = FIRSTS.map(|i| rows[i / 64][r][i % 64]);
+                write_scales::<F>((&weights.scales, &weights.mins), floats, first, r, record);
+            }
+            for q in 0..4 {
+                isa.transpose_words(&rows[q], words[LANES * q..].first_chunk_mut().expect("four quarters"));
+            }
+            for word in &mut words {
+                isa.put(isa.lookup256(&F::NUMBERS, isa.bytes(word)), word);
+            }
+            let groups = record[..F::SCALES_AT].as_chunks_mut::<64>().0.chunks_exact_mut(F::BITS);
+            for (words, group) in words.as_chunks().0.iter().zip(groups) {
+                write_codes(words, group);
+            }
+        }
+    }
+}
+
+/// How many bits of a code lie together: the parts of [`Format::BITS`], lower bits first.
+const PLANES: [usize; 4] = [8, 4, 2, 1];
+
+/// Writes the numbers of eight fours into as many vectors as they have bits.
+#[inline(never)]
+fn write_codes(words: &[[u8; 64]; 8], group: &mut [[u8; 64]]) {
+    let (count, mut plane) = (group.len(), 0);
+    for bits in PLANES.into_iter().filter(|bits| count & bits != 0) {
+        for (k, word) in words.iter().enumerate() {
+            let (vector, at) = (&mut group[plane + k * bits / 8], k * bits % 8);
+            for (to, number) in vector.iter_mut().zip(word) {
+                *to |= (number >> plane & (0xff >> (8 - bits))) << at;
+            }
+        }
+        plane += bits;
+    }
+}
+
+/// The number of code `k` of four `k / 4` of a group, in lane byte `byte`.
+fn read_number(group: &[[u8; 64]], k: usize, byte: usize) -> u8 {
+    let (count, mut plane, mut number) = (group.len(), 0, 0);
+    for bits in PLANES.into_iter().filter(|bits| count & bits != 0) {
+        let (vector, at) = (&group[plane + k / 4 * bits / 8], k / 4 * bits % 8);
+        number |= (vector[byte] >> at & (0xff >> (8 - bits))) << plane;
+        plane += bits;
+    }
+    number
+}
+
+/// Writes the scales of row `r`: its integer scales and minimums per 16, its float scales, and the first code of
+/// each group for [`Levels::Shifted`].
+#[inline(never)]
+fn write_scales<F: Format>(
+    (scales, mins): (&[i16; 16], &[i16; 16]),
+    floats: [u16; GROUPS],
+    first: [u8; GROUPS],
+    r: usize,
+    record: &mut [u8],
+) {
+    for s in 0..F::SCALES {
+        let at = s * F::SUB;
+        let mut scale = scales[at / SUB] as i8;
+        if F::SHIFTED {
+            let code = first[at / GROUP];
+            let level = match F::LEVELS {
+                Levels::Shifted(table) => table[usize::from(F::NUMBERS[usize::from(code)])],
+                _ => code,
+            };
+            scale = if code < level { -scale } else { scale };
+        }
+        record[F::SCALES_AT + LANES * s + r] = scale as u8;
+        if F::HAS_MIN {
+            record[F::MINS_AT + 2 * LANES * (s / 2) + 2 * r + s % 2] = mins[at / SUB] as u8;
+        }
+    }
+    for f in 0..F::FLOATS {
+        record[F::FLOATS_AT + 2 * (LANES * f + r)..][..2].copy_from_slice(&floats[f].to_le_bytes());
+    }
+}
+
+/// One record.
+#[derive(Clone, Copy)]
+pub(crate) struct Record<'a, F> {
+    bytes: &'a [u8],
+    format: PhantomData<F>,
+}
+
+impl<'a, F: Format> Record<'a, F> {
+    /// The record at the start of `bytes`, which must have one.
+    #[inline(always)]
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes: &bytes[..F::SIZE], format: PhantomData }
+    }
+
+    #[inline(always)]
+    fn part<T: Pod>(&self, at: usize) -> &'a T {
+        bytemuck::from_bytes(&self.bytes[at..at + size_of::<T>()])
+    }
+
+    /// Code bytes of group `g`, eight fours; those of [`Levels::Shifted`] without the shift.
+    #[inline(always)]
+    pub(crate) fn codes<I: Isa>(&self, isa: I, g: usize) -> [I::Q; 8] {
+        let group = self.bytes[64 * F::BITS * g..][..64 * F::BITS].as_chunks::<64>().0;
+        let mut out = [isa.splat_byte(0); 8];
+        let mut plane = 0;
+        if F::BITS & 8 != 0 {
+            for k in 0..8 {
+                out[k] = isa.bytes(&group[k]);
+            }
+        }
+        if F::BITS & 4 != 0 {
+            let low = isa.splat_byte(15);
+            for v in 0..4 {
+                let x = isa.bytes(&group[v]);
+                (out[2 * v], out[2 * v + 1]) = (isa.and(x, low), isa.and(isa.shr::<4, 4>(x), low));
+            }
+            plane = 4;
+        }
+        if F::BITS & 2 != 0 {
+            let low = isa.splat_byte(3);
+            for v in 0..2 {
+                let x = isa.bytes(&group[plane + v]);
+                if F::BITS & 4 != 0 {
+                    // They go above the four bits that are there.
+                    let (at, out) = (isa.splat_byte(0x30), &mut out[4 * v..]);
+                    out[0] = isa.or(out[0], isa.and(isa.shl::<4, 4>(x), at));
+                    out[1] = isa.or(out[1], isa.and(isa.shl::<2, 2>(x), at));
+                    out[2] = isa.or(out[2], isa.and(x, at));
+                    out[3] = isa.or(out[3], isa.and(isa.shr::<2, 2>(x), at));
+                } else {
+                    out[4 * v] = isa.and(x, low);
+                    out[4 * v + 1] = isa.and(isa.shr::<2, 2>(x), low);
+                    out[4 * v + 2] = isa.and(isa.shr::<4, 4>(x), low);
+                    out[4 * v + 3] = isa.and(isa.shr::<6, 6>(x), low);
+                }
+            }
+            plane += 2;
+        }
+        if F::BITS & 1 != 0 {
+            let (x, at) = (isa.bytes(&group[plane]), isa.splat_byte(4));
+            out[0] = isa.or(out[0], isa.and(isa.shl::<2, 2>(x), at));
+            out[1] = isa.or(out[1], isa.and(isa.shl::<1, 1>(x), at));
+            out[2] = isa.or(out[2], isa.and(x, at));
+            out[3] = isa.or(out[3], isa.and(isa.shr::<1, 1>(x), at));
+            out[4] = isa.or(out[4], isa.and(isa.shr::<2, 2>(x), at));
+            out[5] = isa.or(out[5], isa.and(isa.shr::<3, 3>(x), at));
+            out[6] = isa.or(out[6], isa.and(isa.shr::<4, 4>(x), at));
+            out[7] = isa.or(out[7], isa.and(isa.shr::<5, 5>(x), at));
+        }
+        for k in 0..8 {
+            match F::LEVELS {
+                Levels::From(0) => {}
+                Levels::From(first) => out[k] = isa.add(out[k], isa.splat_byte(first)),
+                Levels::Table(table) | Levels::Shifted(table) => out[k] = isa.lookup16(&table, out[k]),
+            }
+        }
+        out
+    }
+
+    /// Integer scales of sub-block `s`, with the sign of the shift if there is one. `Super` only.
+    #[inline(always)]
+    pub(crate) fn scales<I: Isa>(&self, isa: I, s: usize) -> I::V {
+        isa.widen_i32(self.part(F::SCALES_AT + LANES * s))
+    }
+
+    /// Minimums of sub-blocks `2 p` and `2 p + 1`, as pairs. `HAS_MIN` only.
+    #[inline(always)]
+    pub(crate) fn mins<I: Isa>(&self, isa: I, p: usize) -> I::V {
+        isa.widen_pairs(self.part(F::MINS_AT + 2 * LANES * p))
+    }
+
+    /// Scales with the signs of their shifts, of sub-blocks `2 p` and `2 p + 1`, as pairs. `SHIFTED` only.
+    #[inline(always)]
+    pub(crate) fn shifts(&self, p: usize) -> [i32; LANES] {
+        let scales: &[[i8; LANES]; 2] = self.part(F::SCALES_AT + 2 * LANES * p);
+        let mut out = [0; LANES];
+        for r in 0..LANES {
+            out[r] = i32::from(scales[0][r]) & 0xffff | i32::from(scales[1][r]) << 16;
+        }
+        out
+    }
+
+    /// Asks for as many bytes as a record has, `ahead` of it.
+    #[inline(always)]
+    pub(crate) fn prefetch<I: Isa>(&self, isa: I, ahead: usize) {
+        for line in 0..F::SIZE / 64 {
+            isa.prefetch(self.bytes, ahead + 64 * line);
+        }
+    }
+
+    /// Float scale `f`: of group `f`, or `d` and `dmin`.
+    #[inline(always)]
+    pub(crate) fn floats<I: Isa>(&self, isa: I, f: usize) -> I::F {
+        isa.load_half(&halves(self.part(F::FLOATS_AT + 2 * LANES * f)))
+    }
+
+    /// Row `r` as its format's decoder returns it. Slow: for the few who want rows back.
+    #[inline(always)]
+    pub(crate) fn row<I: Isa>(&self, isa: I, r: usize) -> Weights<I> {
+        let row = self.taken(r);
+        let codes = row.codes.as_chunks::<64>().0;
+        let mut out = Weights::of([
+            isa.bytes(&codes[0]),
+            isa.bytes(&codes[1]),
+            isa.bytes(&codes[2]),
+            isa.bytes(&codes[3]),
+        ]);
+        (out.scales, out.mins) = (row.scales, row.mins);
+        match F::FAMILY {
+            Family::Super => (out.d, out.dmin) = (row.floats[0], row.floats[1]),
+            Family::Grouped => out.group_d = isa.halves(row.floats.map(u16::to_le_bytes)),
+        }
+        out
+    }
+
+    #[inline(never)]
+    fn taken(&self, r: usize) -> Taken {
+        let mut out = Taken { codes: [0; CHUNK], scales: [0; 16], mins: [0; 16], floats: [0; GROUPS] };
+        let groups = self.bytes[..F::SCALES_AT].as_chunks::<64>().0;
+        for i in 0..CHUNK {
+            let (g, k) = (i / GROUP, i % GROUP);
+            let number = read_number(&groups[g * F::BITS..][..F::BITS], k, 4 * r + k % 4);
+            out.codes[i] = match F::LEVELS {
+                Levels::From(first) => first + number,
+                Levels::Table(table) => table[usize::from(number)],
+                Levels::Shifted(table) => {
+                    let shift = self.bytes[F::SCALES_AT + LANES * g + r] as i8 >> 7 | 1;
+                    table[usize::from(number)].wrapping_add_signed(shift)
+                }
+            };
+        }
+        for s in 0..F::SCALES * F::SUB / SUB {
+            let own = s * SUB / F::SUB;
+            let scale = i16::from(self.bytes[F::SCALES_AT + LANES * own + r] as i8);
+            out.scales[s] = if F::SHIFTED { scale.abs() } else { scale };
+            if F::HAS_MIN {
+                out.mins[s] = i16::from(self.bytes[F::MINS_AT + 2 * LANES * (own / 2) + 2 * r + own % 2]);
+            }
+        }
+        for f in 0..F::FLOATS {
+            out.floats[f] = u16::from_le_bytes(*self.part(F::FLOATS_AT + 2 * (LANES * f + r)));
+        }
+        out
+    }
+}
+
+/// What a record has of one row.
+struct Taken {
+    codes: [u8; CHUNK],
+    scales: [i16; CHUNK / SUB],
+    mins: [i16; CHUNK / SUB],
+    floats: [u16; GROUPS],
+}
+
+/// Sixteen little-endian f16.
+#[inline(always)]
+fn halves(bytes: &[[u8; 2]; LANES]) -> [u16; LANES] {
+    bytes.map(u16::from_le_bytes)
+}
