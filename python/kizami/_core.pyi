@@ -83,11 +83,30 @@ class Tensor:
     def bpw(self) -> float:
         """Bits per weight."""
 
+    @property
+    def repacked(self) -> bool:
+        """Whether rows lie side by side, in memory of their own."""
+
+    @property
+    def repacked_nbytes(self) -> int | None:
+        """Bytes that `repack` takes; None for float formats."""
+
+    def repack(self) -> Tensor:
+        """The same weights with sixteen rows side by side, as products like them (`docs/kernels.md`).
+
+        They take memory of their own, large pages where the system has them, and products return the same bits.
+
+        Raises:
+            UsageError: the format is of floats, or the weights are repacked already.
+            MemoryError: there is not enough.
+        """
+
     def bytes(self) -> NDArray[np.uint8]:
         """A copy of the bytes as they stand in a GGUF file, uint8 `[nbytes]`.
 
         Raises:
-            UsageError: the format is F8_E4M3, which keeps its scales apart and has no such form.
+            UsageError: the format is F8_E4M3, which keeps its scales apart and has no such form, or the weights
+                are repacked.
         """
 
     def dequantize(self) -> NDArray[np.float32]:

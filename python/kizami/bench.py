@@ -68,7 +68,7 @@ def run(
         raise UsageError(
             f"bench: found {len(tests)} tests and {repeats} repeats, expected one or more of both"
         )
-    buffer = min(1 << 30, (system.memory() or 1 << 33) // 8)
+    buffer = min(1 << 30, system.memory() // 8)
     bandwidth = _core.read_bandwidth(buffer)
     longest = max(n + depth for _, n, depth in tests)
     ids = np.random.default_rng(0).integers(0, model.tokenizer.vocab_size, longest)
@@ -116,10 +116,10 @@ def active(model: Model) -> tuple[float, float]:
     Of the routed experts those that are used count, of the embedding table one row. What attention does with
     the cache is not part of it.
     """
-    config, source = model.config, model.source
+    config, source = model.config, model.tensors
     experts = getattr(config, "n_expert", 0)
     nbytes = macs = 0.0
-    for name in source:
+    for name in model.source:
         layer = re.match(r"blk\.(\d+)\.", name)
         if layer and int(layer[1]) >= config.n_layer:
             continue  # layers for multi-token prediction are not run

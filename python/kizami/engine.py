@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from kizami.checkpoint import open_source
 from kizami.errors import FormatError, UsageError
 from kizami.layers import Batch, Observer, Segment
 from kizami.models import Architecture, build
+from kizami.repack import Progress, Reads, repacked
 
 # Tokens of one step: the more, the more tokens meet each expert and each rebuilt key (docs/kernels.md).
 PREFILL = 2048
@@ -51,10 +52,12 @@ class Model:
         architecture: Architecture,
         tokenizer: Any,
         *,
+        tensors: Mapping[str, _core.Tensor],
         activations: str,
         cache_type: str | None = None,
     ) -> None:
         self.source = source
+        self.tensors = tensors
         self.tokenizer = tokenizer
         self.config = architecture.config
         self.activations = activations
@@ -209,10 +212,13 @@ def load(
     threads: int | None = None,
     activations: str = "int8",
     cache_type: str | None = None,
+    repack: str = "auto",
+    progress: Progress | None = None,
 ) -> Model:
     """Opens a GGUF file or a published checkpoint directory as a model.
 
-    Weights stay in the file and are mapped; nothing is converted.
+    Weights are mapped, and quantized ones repacked into memory where there is enough of it: the results are the
+    same, and come sooner.
 
     Args:
         path: a ``.gguf`` file (the first of a split set) or a directory with ``config.json``.
@@ -220,6 +226,8 @@ def load(
         activations: ``"int8"`` rounds what meets quantized weights to 8 bits; ``"f32"`` does not.
         cache_type: how tokens are remembered: ``"f32"``, ``"f16"`` or ``"q8_0"``; f16 if not given, and f32
             with float activations.
+        repack: ``"auto"``, ``"always"`` or ``"never"``; float activations leave weights where they are.
+        progress: called with (stage, done, total) while weights are repacked.
 
     Raises:
         FormatError: the file is damaged or holds something unsupported.
@@ -234,19 +242,35 @@ def load(
     if threads is not None:
         _core.set_threads(threads)
     source = open_source(Path(path))
-    model = from_source(source, activations=activations, cache_type=cache_type)
+    model = from_source(
+        source, activations=activations, cache_type=cache_type, repack=repack, progress=progress
+    )
     model.timings.load_s = time.perf_counter() - start
     return model
 
 
-def from_source(source: Any, *, activations: str = "int8", cache_type: str | None = None) -> Model:
-    """A model on the weights of an open source."""
+def from_source(
+    source: Any,
+    *,
+    activations: str = "int8",
+    cache_type: str | None = None,
+    repack: str = "auto",
+    progress: Progress | None = None,
+) -> Model:
+    """A model on the weights of an open source; takes the options of :func:`load`."""
     origin = os.fspath(source.path)
     tokenizer = source.tokenizer()
-    architecture = build(source.metadata, source, origin)
+    tensors: Mapping[str, _core.Tensor] = (reads := Reads(source))
+    architecture = build(source.metadata, reads, origin)
     vocab = source["token_embd.weight"].shape[0]
     if tokenizer.vocab_size > vocab:
         raise FormatError(
             f"{origin}: vocabulary: found {tokenizer.vocab_size} tokens, expected at most {vocab}"
         )
-    return Model(source, architecture, tokenizer, activations=activations, cache_type=cache_type)
+    if activations == "int8":
+        # Everything is checked by now: what takes long comes last, and cannot fail for the file's sake.
+        tensors = repacked(reads, architecture.rows, repack, progress)
+        architecture = build(source.metadata, tensors, origin)
+    return Model(
+        source, architecture, tokenizer, tensors=tensors, activations=activations, cache_type=cache_type
+    )

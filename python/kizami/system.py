@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from kizami import _core
 
@@ -17,7 +19,7 @@ def info() -> dict[str, Any]:
         version: of the package.
         isa, isa_available: the instruction set in use, and those this CPU can run, lowest first.
         cores: logical cores this process may use.
-        memory: bytes of main memory; None if unknown.
+        memory: bytes of main memory.
     """
     return {
         "version": version(),
@@ -43,21 +45,25 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def memory() -> int | None:
-    """Bytes of main memory; None where the system does not say."""
-    if sys.platform == "win32":
-        import ctypes
+def memory() -> int:
+    """Bytes of main memory."""
+    return int(psutil.virtual_memory().total)
 
-        class Status(ctypes.Structure):
-            """MEMORYSTATUSEX: only the total is read."""
 
-            _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong), ("total", ctypes.c_ulonglong)]
-            _fields_ += [(f"rest_{i}", ctypes.c_ulonglong) for i in range(6)]
+def free_memory() -> int:
+    """Bytes that this process can still take without others being swapped out, its control group's limit included."""
+    free = int(psutil.virtual_memory().available)
+    limit, used = (_read(_CGROUP / name) for name in ("memory.max", "memory.current"))
+    return free if limit is None or used is None else max(0, min(free, limit - used))
 
-        status = Status(length=ctypes.sizeof(Status))
-        ok = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
-        return int(status.total) if ok else None
+
+# Version 2 of Linux's control groups, as containers see their own.
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def _read(path: Path) -> int | None:
+    """The number in a file; None where there is no file, or no limit (`max`)."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
+        return int(path.read_text())
+    except (OSError, ValueError):
         return None

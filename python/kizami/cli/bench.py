@@ -11,7 +11,7 @@ from kizami.bench import run as run_bench
 from kizami.engine import load
 
 from . import output
-from .options import MODEL, TOKENS, cache_type_option, json_option, threads_option
+from .options import MODEL, TOKENS, cache_type_option, json_option, repack_option, threads_option
 
 
 class _Counts(click.ParamType):
@@ -74,6 +74,7 @@ class _Counts(click.ParamType):
 )
 @click.option("--profile", is_flag=True, help="Also show what each operation takes.")
 @cache_type_option
+@repack_option
 @threads_option
 @json_option
 def bench(
@@ -84,6 +85,7 @@ def bench(
     repeats: int,
     profile: bool,
     cache_type: str,
+    repack: str,
     as_json: bool,
 ) -> None:
     """Measure how many tokens per second MODEL reads (pp) and writes (tg).
@@ -98,7 +100,7 @@ def bench(
       kizami bench v3.gguf -p 0 --profile
     """
     with output.Progress() as progress:
-        loaded = load(model, cache_type=cache_type)
+        loaded = load(model, cache_type=cache_type, repack=repack, progress=progress)
         found = run_bench(
             loaded, prompts, generations, depths, repeats=repeats, profile=profile, progress=progress
         )

@@ -27,12 +27,11 @@ def env(as_json: bool) -> None:
     if as_json:
         output.emit(found)
         return
-    memory = output.size(found["memory"]) if found["memory"] else "unknown"
     rows = [
         ["version", found["version"]],
         ["instruction set", found["isa"]],
         ["available", " ".join(found["isa_available"])],
         ["cores", str(found["cores"])],
-        ["memory", memory],
+        ["memory", output.size(found["memory"])],
     ]
     output.table(["what", "value"], rows)

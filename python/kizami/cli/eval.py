@@ -9,7 +9,7 @@ from kizami.evaluate import evaluate as evaluate_models
 from kizami.quantize import read_text
 
 from . import output
-from .options import FILE, MODEL, cache_type_option, context_option, json_option, threads_option
+from .options import FILE, MODEL, cache_type_option, repack_option, context_option, json_option, threads_option
 
 
 @click.command("eval", cls=output.Command, short_help="measure the distance from a reference")
@@ -18,9 +18,10 @@ from .options import FILE, MODEL, cache_type_option, context_option, json_option
 @click.option("--text", type=FILE, required=True, help="Text, UTF-8, that calibration has not seen.")
 @context_option(512, "Tokens per window; the second half of each is scored.")
 @cache_type_option
+@repack_option
 @threads_option
 @json_option
-def evaluate(model: str, reference: str, text: str, ctx: int, cache_type: str, as_json: bool) -> None:
+def evaluate(model: str, reference: str, text: str, ctx: int, cache_type: str, repack: str, as_json: bool) -> None:
     """Measure the KL divergence of MODEL from a reference, and the perplexity of both.
 
     The same windows and figures as llama-perplexity --kl-divergence; KLD is in nats, same top is the share of
@@ -35,7 +36,7 @@ def evaluate(model: str, reference: str, text: str, ctx: int, cache_type: str, a
     # The reference is run as it was published: neither its activations nor its cache are rounded.
     with output.Progress() as progress:
         found = evaluate_models(
-            load(model, cache_type=cache_type),
+            load(model, cache_type=cache_type, repack=repack, progress=progress),
             load(reference, activations="f32"),
             words,
             n_ctx=ctx,

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from kizami import _core
+from kizami import _core, repack
 
 _BYTES = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _BYTES |= {"KI": 1024, "MI": 1024**2, "GI": 1024**3, "TI": 1024**4}
@@ -83,6 +83,13 @@ cache_type_option = click.option(
     default="f16",
     show_default=True,
     help="How tokens are remembered; q8_0 leaves room for longer contexts, at a price in quality.",
+)
+repack_option = click.option(
+    "--repack",
+    type=click.Choice(repack.CHOICES),
+    default="auto",
+    show_default=True,
+    help="Put weights into memory in the order products like: same results, sooner. auto: if they fit.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 bpw_option = click.option(

@@ -10,7 +10,7 @@ import click
 from kizami.engine import Model, load
 
 from . import output
-from .options import MODEL, cache_type_option, context_option, json_option, threads_option
+from .options import MODEL, cache_type_option, context_option, json_option, repack_option, threads_option
 
 
 @click.command(cls=output.Command, short_help="answer a prompt")
@@ -45,6 +45,7 @@ from .options import MODEL, cache_type_option, context_option, json_option, thre
 @click.option("--seed", metavar="S", type=click.IntRange(0), help="The same seed gives the same answer.")
 @click.option("--raw", is_flag=True, help="Give the prompt as it is, without the model's chat template.")
 @cache_type_option
+@repack_option
 @threads_option
 @json_option
 def run(
@@ -57,6 +58,7 @@ def run(
     seed: int | None,
     raw: bool,
     cache_type: str,
+    repack: str,
     as_json: bool,
 ) -> None:
     """Answer PROMPT, or what comes on stdin. The answer goes to stdout, its speed to stderr.
@@ -68,7 +70,8 @@ def run(
       git diff | kizami run v3.gguf --ctx 32K
     """
     text = _prompt(prompt)
-    loaded = load(model, cache_type=cache_type)
+    with output.Progress() as progress:
+        loaded = load(model, cache_type=cache_type, repack=repack, progress=progress)
     pieces: list[str] = []
     stream = loaded.stream(
         text, max_tokens=max_tokens, temperature=temp, top_p=top_p, seed=seed, raw=raw, n_ctx=ctx

@@ -2,10 +2,11 @@
 
 use crate::error;
 use kizami_kernels::matmul::{Columns, Precision, dequantize, matmul};
-use kizami_kernels::{Matrix, Type, par};
+use kizami_kernels::{Matrix, Type, par, repack, repacked_bytes};
 use numpy::{
     PyArray1, PyArray2, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods,
 };
+use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 enum Owner {
     File(Arc<kizami_gguf::File>),
     Array(Py<PyArray1<u8>>),
+    Memory(memmap2::Mmap),
 }
 
 /// Bytes owned by [`Owner`].
@@ -33,7 +35,7 @@ unsafe impl Sync for Bytes {}
 impl Bytes {
     fn get(&self) -> &[u8] {
         // SAFETY: `start` and `len` come from a slice of what `_owner` keeps alive and in place: a
-        // private read-only map, or a contiguous array whose buffer NumPy cannot reallocate while
+        // private read-only map, of a file or of memory, or a contiguous array whose buffer NumPy cannot reallocate while
         // `_owner` holds a reference. Writing to that array from Python is documented as forbidden.
         #[allow(unsafe_code)]
         unsafe {
@@ -52,6 +54,8 @@ pub(crate) struct Tensor {
     mats: usize,
     bytes: Vec<Bytes>,
     scales: Vec<Vec<f32>>,
+    /// Whether rows lie side by side, as products like them.
+    repacked: bool,
 }
 
 fn product(shape: &[usize]) -> PyResult<usize> {
@@ -63,7 +67,13 @@ fn product(shape: &[usize]) -> PyResult<usize> {
 }
 
 impl Tensor {
-    fn from_parts(ty: Type, shape: Vec<usize>, bytes: Vec<Bytes>, scales: Vec<Vec<f32>>) -> PyResult<Self> {
+    fn from_parts(
+        ty: Type,
+        shape: Vec<usize>,
+        bytes: Vec<Bytes>,
+        scales: Vec<Vec<f32>>,
+        repacked: bool,
+    ) -> PyResult<Self> {
         let (mats, rows, cols) = match shape[..] {
             [cols] => (1, 1, cols),
             [rows, cols] => (1, rows, cols),
@@ -78,7 +88,7 @@ impl Tensor {
         if cols == 0 || rows == 0 || mats == 0 {
             return Err(error::format(format!("tensor shape: found {shape:?}, expected no zero")));
         }
-        let tensor = Self { ty, shape, rows, cols, mats, bytes, scales };
+        let tensor = Self { ty, shape, rows, cols, mats, bytes, scales, repacked };
         if tensor.bytes.len() != 1 && tensor.bytes.len() != mats {
             return Err(error::format(format!(
                 "tensor buffers: found {}, expected 1 or {mats}",
@@ -114,10 +124,13 @@ impl Tensor {
         }
         let (start, len) = (data.as_ptr(), data.len());
         let bytes = vec![Bytes { start, len, _owner: Owner::File(file.clone()) }];
-        Self::from_parts(ty, shape, bytes, Vec::new()).map(Some)
+        Self::from_parts(ty, shape, bytes, Vec::new(), false).map(Some)
     }
 
     fn matrix_bytes(&self) -> usize {
+        if self.repacked {
+            return repacked_bytes(self.ty, self.rows, self.cols).unwrap_or(0);
+        }
         self.ty.row_bytes(self.cols).unwrap_or(0) * self.rows
     }
 
@@ -128,6 +141,10 @@ impl Tensor {
             parts => parts[index].get().get(..size),
         };
         let data = data.ok_or_else(|| error::format("tensor bytes: fewer than its shape needs".into()))?;
+        if self.repacked {
+            let matrix = Matrix::repacked(self.ty, self.rows, self.cols, data);
+            return matrix.map_err(|e| error::kernel("tensor", e));
+        }
         let scales = self.scales.get(index).map_or(&[][..], Vec::as_slice);
         Matrix::new(self.ty, self.rows, self.cols, data, scales).map_err(|e| error::kernel("tensor", e))
     }
@@ -188,7 +205,7 @@ impl Tensor {
         }
         let scales = scales.unwrap_or_default();
         let scales = scales.iter().map(|s| s.as_array().iter().copied().collect()).collect();
-        Self::from_parts(ty, shape, bytes, scales)
+        Self::from_parts(ty, shape, bytes, scales, false)
     }
 
     #[getter]
@@ -212,19 +229,54 @@ impl Tensor {
         self.nbytes() as f64 * 8.0 / (self.mats * self.rows * self.cols) as f64
     }
 
+    #[getter]
+    fn repacked(&self) -> bool {
+        self.repacked
+    }
+
+    #[getter]
+    fn repacked_nbytes(&self) -> Option<usize> {
+        repacked_bytes(self.ty, self.rows, self.cols)?.checked_mul(self.mats)
+    }
+
     fn __repr__(&self) -> String {
         format!(
-            "Tensor({}, {:?}, {:.3} bpw, {} bytes)",
+            "Tensor({}, {:?}, {:.3} bpw, {} bytes{})",
             self.ty.name(),
             self.shape,
             self.bpw(),
-            self.nbytes()
+            self.nbytes(),
+            if self.repacked { ", repacked" } else { "" }
         )
+    }
+
+    fn repack(&self, py: Python<'_>) -> PyResult<Self> {
+        let size = match self.repacked_nbytes() {
+            Some(size) if !self.repacked => size,
+            _ => return Err(error::usage(format!("repack: found {}, expected quantized rows", self.__repr__()))),
+        };
+        let memory = py.detach(|| {
+            let mut memory = memmap2::MmapMut::map_anon(size)?;
+            // Large pages: a token reads all over the weights. Where there are none, small ones will do.
+            #[cfg(target_os = "linux")]
+            let _ = memory.advise(memmap2::Advice::HugePage);
+            for (w, out) in self.matrices().iter().zip(memory.chunks_exact_mut(size / self.mats)) {
+                repack(w, out).expect("a block format, and memory of its size");
+            }
+            memory.make_read_only()
+        });
+        let memory = memory.map_err(|e| PyMemoryError::new_err(format!("{size} bytes for weights: {e}")))?;
+        let (start, len) = (memory.as_ptr(), memory.len());
+        let bytes = vec![Bytes { start, len, _owner: Owner::Memory(memory) }];
+        Self::from_parts(self.ty, self.shape.clone(), bytes, Vec::new(), true)
     }
 
     fn bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u8>>> {
         if !self.scales.is_empty() {
             return Err(error::usage(format!("{} keeps its scales apart: no byte form", self.ty.name())));
+        }
+        if self.repacked {
+            return Err(error::usage("bytes: found repacked weights, expected them as a file has them".into()));
         }
         let size = self.matrix_bytes() * self.mats;
         let mut all = Vec::with_capacity(size);
