@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import synthetic  # noqa: E402 - found by the line above
 from commandline import SOURCE, json_of, kizami  # noqa: E402
+from kizami import _core  # noqa: E402
 from kizami.demo import EMBEDDED  # noqa: E402
 from kizami.imatrix import Imatrix  # noqa: E402
 from kizami.tokenizer import Tokenizer  # noqa: E402
@@ -50,3 +51,12 @@ def small(workdir):
     assert found["tokens"] == found["chunks"] * 128 and found["seconds"] > 0
     assert found["tensors"] == len(Imatrix.read(path).entries)
     return model, path
+
+
+@pytest.fixture
+def restore_settings():
+    """Puts the instruction set and the threads back."""
+    isa, threads = _core.isa(), _core.threads()
+    yield
+    _core.set_isa(isa)
+    _core.set_threads(threads)

@@ -266,7 +266,7 @@ def test_bench_profile(q4k):
 
 def test_active_weights_are_those_of_the_used_experts(q4k):
     model = load(q4k)
-    config, source = model.config, model.source
+    config, source = model.config, model.tensors
     nbytes, macs = bench.active(model)
     everything = sum(source[name].nbytes for name in source)
     experts = sum(source[name].nbytes for name in source if "_exps." in name)

@@ -18,13 +18,7 @@ FORMATS = {t["name"]: t for t in _core.types()}
 QUANTIZED = [name for name, t in FORMATS.items() if t["quantized"]]
 IN_GGUF = [name for name, t in FORMATS.items() if t["ggml_id"] is not None]
 
-
-@pytest.fixture(autouse=True)
-def restore_settings():
-    isa, threads = _core.isa(), _core.threads()
-    yield
-    _core.set_isa(isa)
-    _core.set_threads(threads)
+pytestmark = pytest.mark.usefixtures("restore_settings")
 
 
 def tensor(name: str, rows: int, cols: int, seed: int, scale: float = 1.0) -> _core.Tensor:

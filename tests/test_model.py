@@ -42,14 +42,6 @@ def mixed_path(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def restore_settings():
-    isa, threads = _core.isa(), _core.threads()
-    yield
-    _core.set_isa(isa)
-    _core.set_threads(threads)
-
-
 @pytest.mark.parametrize("kind", ["prose", "chat"])
 def test_logits_agree_with_transformers(source_model, kind):
     golden = np.load(GOLDEN)
@@ -212,7 +204,13 @@ def test_ids_past_the_vocabulary_are_never_generated(source_model):
         def __getattr__(self, name):
             return getattr(source_model.tokenizer, name)
 
-    model = kizami.engine.Model(source_model.source, source_model._architecture, Shorter(), activations="f32")
+    model = kizami.engine.Model(
+        source_model.source,
+        source_model._architecture,
+        Shorter(),
+        tensors=source_model.source,
+        activations="f32",
+    )
     ids = list(model.stream_ids([5, 6, 7], max_tokens=8))
     assert ids and max(ids) < 64
 

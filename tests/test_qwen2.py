@@ -70,14 +70,6 @@ def case(request, tmp_path_factory, q4k):
     return write(tmp_path_factory.mktemp("qwen2") / "qwen2.gguf", tensors, keys), tensors
 
 
-@pytest.fixture
-def restore_settings():
-    isa, threads = _core.isa(), _core.threads()
-    yield
-    _core.set_isa(isa)
-    _core.set_threads(threads)
-
-
 def reference(tensors: dict[str, np.ndarray], ids: list[int]) -> np.ndarray:
     """Logits in float64, as plainly as NumPy has it."""
     w = {name: value.astype(np.float64) for name, value in tensors.items()}

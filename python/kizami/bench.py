@@ -116,19 +116,21 @@ def active(model: Model) -> tuple[float, float]:
     Of the routed experts those that are used count, of the embedding table one row. What attention does with
     the cache is not part of it.
     """
-    config, source = model.config, model.tensors
+    config, tensors = model.config, model.tensors
     experts = getattr(config, "n_expert", 0)
     nbytes = macs = 0.0
     for name in model.source:
         layer = re.match(r"blk\.(\d+)\.", name)
         if layer and int(layer[1]) >= config.n_layer:
             continue  # layers for multi-token prediction are not run
-        tensor = source[name]
+        tensor = tensors[name]
         size = math.prod(tensor.shape)
         share = config.n_expert_used / experts if experts and "_exps." in name else 1.0
         if name == "token_embd.weight":
             nbytes += tensor.nbytes / tensor.shape[0]
-            share = 0.0 if "output.weight" in source else 1.0
+            # Where it is the output too, all of it is read, maybe from a repacked copy.
+            tensor = tensors.get("output.weight", tensor)
+            share = 0.0 if "output.weight" in model.source else 1.0
         nbytes += tensor.nbytes * share
         macs += size * share if len(tensor.shape) > 1 else 0.0
     return nbytes, macs

@@ -217,8 +217,8 @@ def load(
 ) -> Model:
     """Opens a GGUF file or a published checkpoint directory as a model.
 
-    Weights are mapped, and quantized ones repacked into memory where there is enough of it: the results are the
-    same, and come sooner.
+    Weights are mapped, and quantized ones repacked into memory where there is enough of it: the results are
+    the same, and come sooner.
 
     Args:
         path: a ``.gguf`` file (the first of a split set) or a directory with ``config.json``.

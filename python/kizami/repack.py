@@ -1,12 +1,13 @@
 """Weights in the order products like: which are repacked when a model is loaded, and when that is worth it.
 
-Repacked weights lie in memory of their own, sixteen rows side by side (`docs/kernels.md`): products return the
-same bits and take less time, loading takes a little more. Files stay as they are.
+Repacked weights lie in memory of their own, sixteen rows side by side (`docs/kernels.md`): products return
+the same bits and take less time, loading takes a little more. Files stay as they are.
 Knows: the choice, the memory it takes. Does not know: the layout, models.
 """
 
 from __future__ import annotations
 
+import time
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 
@@ -48,10 +49,10 @@ def repacked(
 
     Args:
         reads: the tensors that the model asked for when it was built.
-        rows: parts whose rows are looked up or read as floats (`token_embd`): they stay as they are. An embedding
-            that is also the output is repacked once more under the output's name.
+        rows: parts whose rows are looked up or read as floats (`token_embd`): they stay as they are. An
+            embedding that is also the output is repacked once more under the output's name.
         choice: ``"always"``, ``"never"``, or ``"auto"``: if the weights fit the memory that is free.
-        progress: called with (stage, done, total), in megabytes.
+        progress: called with (stage, done, total), in megabytes, once this has taken a second.
 
     Raises:
         UsageError: there is no such choice.
@@ -68,12 +69,12 @@ def repacked(
     total = sum(size or 0 for size in sizes.values())
     if not total or (choice == "auto" and total > SHARE * system.free_memory()):
         return reads
-    done, made = 0, {}
+    done, made, began = 0, {}, time.perf_counter()
     for name, size in sizes.items():
         if size is None:
             continue  # floats
         made[name] = wanted[name].repack()
         done += size
-        if progress:
+        if progress and time.perf_counter() - began > 1:
             progress("repack MB", -(-done // 10**6), -(-total // 10**6))
     return ChainMap(made, reads)  # type: ignore[arg-type]  # nobody writes to it

@@ -51,7 +51,7 @@ def memory() -> int:
 
 
 def free_memory() -> int:
-    """Bytes that this process can still take without others being swapped out, its control group's limit included."""
+    """Bytes that this process can take without others being swapped out, within its control group's limit."""
     free = int(psutil.virtual_memory().available)
     limit, used = (_read(_CGROUP / name) for name in ("memory.max", "memory.current"))
     return free if limit is None or used is None else max(0, min(free, limit - used))

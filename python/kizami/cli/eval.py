@@ -9,7 +9,15 @@ from kizami.evaluate import evaluate as evaluate_models
 from kizami.quantize import read_text
 
 from . import output
-from .options import FILE, MODEL, cache_type_option, repack_option, context_option, json_option, threads_option
+from .options import (
+    FILE,
+    MODEL,
+    cache_type_option,
+    context_option,
+    json_option,
+    repack_option,
+    threads_option,
+)
 
 
 @click.command("eval", cls=output.Command, short_help="measure the distance from a reference")
@@ -21,7 +29,9 @@ from .options import FILE, MODEL, cache_type_option, repack_option, context_opti
 @repack_option
 @threads_option
 @json_option
-def evaluate(model: str, reference: str, text: str, ctx: int, cache_type: str, repack: str, as_json: bool) -> None:
+def evaluate(
+    model: str, reference: str, text: str, ctx: int, cache_type: str, repack: str, as_json: bool
+) -> None:
     """Measure the KL divergence of MODEL from a reference, and the perplexity of both.
 
     The same windows and figures as llama-perplexity --kl-divergence; KLD is in nats, same top is the share of

@@ -190,7 +190,7 @@ class Layer:
 class DeepSeek2:
     """A DeepSeek-V2 or V3 model on the weights of a GGUF or of a published checkpoint."""
 
-    rows = ("token_embd", "attn_k_b", "attn_v_b")
+    rows: tuple[str, ...] = ("token_embd", "attn_k_b", "attn_v_b")
 
     def __init__(self, metadata: Mapping[str, Any], tensors: Mapping[str, _core.Tensor], origin: str) -> None:
         """Binds weights; reads none of them yet.

@@ -109,7 +109,7 @@ class Layer:
 class Qwen2:
     """A Qwen2 model on the weights of a GGUF."""
 
-    rows = ("token_embd",)
+    rows: tuple[str, ...] = ("token_embd",)
 
     def __init__(self, metadata: Mapping[str, Any], tensors: Mapping[str, _core.Tensor], origin: str) -> None:
         """Binds weights; reads none of them yet.

@@ -253,7 +253,12 @@ impl Tensor {
     fn repack(&self, py: Python<'_>) -> PyResult<Self> {
         let size = match self.repacked_nbytes() {
             Some(size) if !self.repacked => size,
-            _ => return Err(error::usage(format!("repack: found {}, expected quantized rows", self.__repr__()))),
+            _ => {
+                return Err(error::usage(format!(
+                    "repack: found {}, expected quantized rows",
+                    self.__repr__()
+                )));
+            }
         };
         let memory = py.detach(|| {
             let mut memory = memmap2::MmapMut::map_anon(size)?;
@@ -276,7 +281,9 @@ impl Tensor {
             return Err(error::usage(format!("{} keeps its scales apart: no byte form", self.ty.name())));
         }
         if self.repacked {
-            return Err(error::usage("bytes: found repacked weights, expected them as a file has them".into()));
+            return Err(error::usage(
+                "bytes: found repacked weights, expected them as a file has them".into(),
+            ));
         }
         let size = self.matrix_bytes() * self.mats;
         let mut all = Vec::with_capacity(size);
