@@ -59,7 +59,22 @@ pub fn span(name: &'static str, macs: usize, bytes: usize) -> Span {
 /// Opens a span for the product of a matrix with `columns` columns.
 #[inline]
 pub fn linear(name: &'static str, w: &Matrix<'_>, columns: usize) -> Span {
-    span(name, w.rows() * w.cols() * columns, w.nbytes())
+    linears(name, [w], columns)
+}
+
+/// Opens a span for the products of several matrices with `columns` columns each.
+#[inline]
+pub fn linears<'a, 'm: 'a>(
+    name: &'static str,
+    stack: impl IntoIterator<Item = &'a Matrix<'m>>,
+    columns: usize,
+) -> Span {
+    let (mut macs, mut bytes) = (0, 0);
+    for w in stack {
+        macs += w.rows() * w.cols() * columns;
+        bytes += w.nbytes();
+    }
+    span(name, macs, bytes)
 }
 
 impl Drop for Span {
