@@ -132,10 +132,13 @@ pub(crate) fn matmul_all<const N: usize>(
 /// Column `c` of the `n` in a job's output, in row order.
 #[inline(always)]
 pub(crate) fn read_column(panels: &[f32], n: usize, c: usize, out: &mut [f32]) {
-    for (panel, out) in panels.chunks(LANES * n).zip(out.chunks_mut(LANES)) {
-        let count = out.len();
-        out.copy_from_slice(&panel[c * count..][..count]);
+    let (whole, rest) = out.as_chunks_mut::<LANES>();
+    let (panels, last) = panels.split_at(whole.len() * LANES * n);
+    for (panel, out) in panels.chunks_exact(LANES * n).zip(whole) {
+        out.copy_from_slice(&panel[c * LANES..][..LANES]);
     }
+    let count = rest.len();
+    rest.copy_from_slice(&last[c * count..][..count]);
 }
 
 /// Decodes rows `start..start + out.len() / cols` to f32, exactly as the format defines them.
