@@ -142,6 +142,24 @@ def test_same_bits_on_every_isa_thread_count_and_batch(case, cache_type, restore
     np.testing.assert_array_equal(model.step([Segment(ids[300:], cache, 30)]), expected[300:])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_reaches_no_earlier_token(case, tmp_path, bad):
+    path, tensors = case
+    embedding = tensors["token_embd.weight"].copy()
+    damaged = len(embedding) - 1
+    embedding[damaged] = bad
+    output = tensors.get("output.weight", tensors["token_embd.weight"])
+    keys = [entry for entry in kizami.GGUF(path).typed_metadata if entry[0].startswith("tokenizer.")]
+    path = write(
+        tmp_path / "damaged.gguf", tensors | {"token_embd.weight": embedding, "output.weight": output}, keys
+    )
+    model, ids = kizami.load(path), sample_ids(150)
+    for at in (5, 70):
+        found = model.logits([*ids[:at], damaged, *ids[at + 1 :]])
+        np.testing.assert_array_equal(found[:at], model.logits(ids)[:at])
+        assert not np.isfinite(found[at:]).any()
+
+
 def test_bad_files_are_named(case):
     source = kizami.GGUF(case[0])
     metadata, tensors = source.metadata, dict(source)

@@ -33,35 +33,24 @@ class _Counts(click.ParamType):
         return tuple(0 if self._zero and part == "0" else TOKENS.convert(part, param, ctx) for part in parts)
 
 
+def _counts_option(*names: str, default: str, text: str, zero: bool = False):  # type: ignore[no-untyped-def]
+    """`-x N,..`: where `0` is a number if `zero`, and otherwise says that there are none."""
+    return click.option(
+        *names, metavar="N,..", type=_Counts(zero), default=default, show_default=True, help=text
+    )
+
+
 @click.command(cls=output.Command, short_help="measure tokens per second")
 @click.argument("model", type=MODEL)
-@click.option(
-    "-p",
-    "prompts",
-    metavar="N,..",
-    type=_Counts(False),
-    default="512",
-    show_default=True,
-    help="Tokens of the prompts; 0 for none.",
-)
-@click.option(
-    "-n",
-    "generations",
-    metavar="N,..",
-    type=_Counts(False),
-    default="64",
-    show_default=True,
-    help="Tokens to generate; 0 for none.",
-)
-@click.option(
+@_counts_option("-p", "prompts", default="512", text="Tokens of the prompts; 0 for none.")
+@_counts_option("-n", "generations", default="64", text="Tokens to generate; 0 for none.")
+@_counts_option(
     "-d",
     "--depth",
     "depths",
-    metavar="N,..",
-    type=_Counts(True),
     default="0",
-    show_default=True,
-    help="Tokens in the cache before the clock starts; every test is run at each depth.",
+    text="Tokens in the cache before the clock starts; every test is run at each depth.",
+    zero=True,
 )
 @click.option(
     "-r",

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from kizami import _core
 from kizami.errors import FormatError
-from kizami.layers import Batch, Cache, FfnBlock, Head, Mla
+from kizami.layers import FfnBlock, Mla
+from kizami.models import decoder
+from kizami.models.decoder import Decoder, Shapes
 from kizami.models.metadata import Reader
 
 
@@ -129,7 +129,7 @@ class Config:
         )
 
 
-class Layer:
+class Layer(decoder.Layer):
     """Attention, then a dense network or experts; both add to the residual stream."""
 
     def __init__(self, index: int, config: Config, tensors: Mapping[str, _core.Tensor]) -> None:
@@ -182,13 +182,12 @@ class Layer:
                 scale=c.scale,
             )
 
-    def __call__(self, x: np.ndarray, batch: Batch) -> None:
-        batch.attend(x, self.attention)
-        batch.feed_forward(x, self.feed_forward)
 
+class DeepSeek2(Decoder):
+    """A DeepSeek-V2 or V3 model on the weights of a GGUF or of a published checkpoint.
 
-class DeepSeek2:
-    """A DeepSeek-V2 or V3 model on the weights of a GGUF or of a published checkpoint."""
+    Its cache holds ``kv_lora_rank + rope_dims`` numbers per token and layer.
+    """
 
     rows: tuple[str, ...] = ("token_embd", "attn_k_b", "attn_v_b")
 
@@ -198,39 +197,22 @@ class DeepSeek2:
         Raises:
             FormatError: a hyperparameter or tensor is missing, or a shape disagrees with the others.
         """
-        self.config = Config.from_metadata(metadata, origin)
-        check_shapes(self.config, tensors, origin)
-        embedding = tensors["token_embd.weight"]
-        self.head = Head(
-            embedding=embedding,
-            norm=tensors["output_norm.weight"],
-            output=tensors.get("output.weight", embedding),
-            eps=self.config.eps,
-        )
-        self.layers = [Layer(i, self.config, tensors) for i in range(self.config.n_layer)]
-
-    def new_cache(self, cache_type: str) -> Cache:
-        """An empty cache: ``kv_lora_rank + rope_dims`` numbers per token and layer."""
-        return Cache(self.config.n_layer, self.config.kv_lora_rank + self.config.rope_dims, cache_type)
-
-    def forward(self, batch: Batch) -> np.ndarray:
-        """Logits ``[wanted tokens, vocab]`` of one step."""
-        x = batch.embed(self.head)
-        for layer in self.layers:
-            layer(x, batch)
-        return batch.logits(x, self.head)
+        c = Config.from_metadata(metadata, origin)
+        check_shapes(c, tensors, origin)
+        layers = [Layer(i, c, tensors) for i in range(c.n_layer)]
+        super().__init__(c, tensors, layers, c.kv_lora_rank + c.rope_dims)
 
 
-def expected_shapes(config: Config, n_vocab: int, n_ff: int, n_ff_exp: int) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: Config, n_vocab: int, n_ff: int, n_ff_exp: int) -> Shapes:
     """Every tensor the model reads, with its shape (rows before columns)."""
     c = config
     nope = c.key_length - c.rope_dims
-    shapes: dict[str, tuple[int, ...]] = {
+    shapes: Shapes = {
         "token_embd.weight": (n_vocab, c.n_embd),
         "output_norm.weight": (c.n_embd,),
     }
     for i in range(c.n_layer):
-        block: dict[str, tuple[int, ...]] = {
+        block: Shapes = {
             "attn_norm": (c.n_embd,),
             "attn_kv_a_mqa": (c.kv_lora_rank + c.rope_dims, c.n_embd),
             "attn_kv_a_norm": (c.kv_lora_rank,),
@@ -246,7 +228,7 @@ def expected_shapes(config: Config, n_vocab: int, n_ff: int, n_ff_exp: int) -> d
             block["attn_q_a_norm"] = (c.q_lora_rank,)
             block["attn_q_b"] = (c.n_head * c.key_length, c.q_lora_rank)
 
-        def network(suffix: str, ff: int, stack: tuple[int, ...] = ()) -> dict[str, tuple[int, ...]]:
+        def network(suffix: str, ff: int, stack: tuple[int, ...] = ()) -> Shapes:
             wide, narrow = (*stack, ff, c.n_embd), (*stack, c.n_embd, ff)
             return {f"ffn_gate{suffix}": wide, f"ffn_up{suffix}": wide, f"ffn_down{suffix}": narrow}
 
@@ -288,10 +270,4 @@ def check_shapes(config: Config, tensors: Mapping[str, _core.Tensor], origin: st
     optional |= {
         f"blk.{i}.exp_probs_b.bias": (config.n_expert,) for i in range(config.n_dense, config.n_layer)
     }
-    shapes |= {name: shape for name, shape in optional.items() if name in tensors}
-    for name, shape in shapes.items():
-        if name not in tensors:
-            raise FormatError(f"{origin}: tensor {name}: missing, expected shape {list(shape)}")
-        found = tuple(tensors[name].shape)
-        if found != shape:
-            raise FormatError(f"{origin}: tensor {name}: found shape {list(found)}, expected {list(shape)}")
+    decoder.check_shapes(tensors, shapes, optional, origin)

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from kizami import _core
 from kizami.errors import FormatError
-from kizami.layers import Batch, Cache, FfnBlock, Gqa, Head
+from kizami.layers import FfnBlock, Gqa
+from kizami.models import decoder
+from kizami.models.decoder import Decoder, Shapes
 from kizami.models.metadata import Reader
 
 
@@ -69,7 +69,7 @@ class Config:
         )
 
 
-class Layer:
+class Layer(decoder.Layer):
     """Attention, then a gated network; both add to the residual stream."""
 
     def __init__(self, index: int, config: Config, tensors: Mapping[str, _core.Tensor]) -> None:
@@ -101,13 +101,12 @@ class Layer:
         network = [weight(f"ffn_{part}") for part in ("gate", "up", "down")]
         self.feed_forward = FfnBlock(index, norm=weight("ffn_norm"), eps=c.eps, shared=network)
 
-    def __call__(self, x: np.ndarray, batch: Batch) -> None:
-        batch.attend(x, self.attention)
-        batch.feed_forward(x, self.feed_forward)
 
+class Qwen2(Decoder):
+    """A Qwen2 model on the weights of a GGUF.
 
-class Qwen2:
-    """A Qwen2 model on the weights of a GGUF."""
+    Its cache holds a key and a value per token, layer and key head.
+    """
 
     rows: tuple[str, ...] = ("token_embd",)
 
@@ -117,44 +116,26 @@ class Qwen2:
         Raises:
             FormatError: a hyperparameter or tensor is missing, or a shape disagrees with the others.
         """
-        self.config = Config.from_metadata(metadata, origin)
-        check_shapes(self.config, tensors, origin)
-        embedding = tensors["token_embd.weight"]
-        self.head = Head(
-            embedding=embedding,
-            norm=tensors["output_norm.weight"],
-            output=tensors.get("output.weight", embedding),
-            eps=self.config.eps,
-        )
-        self.layers = [Layer(i, self.config, tensors) for i in range(self.config.n_layer)]
-
-    def new_cache(self, cache_type: str) -> Cache:
-        """An empty cache: a key and a value per token, layer and key head."""
-        c = self.config
-        return Cache(c.n_layer, Gqa.cache_width(c.n_head_kv, c.head_dims), cache_type)
-
-    def forward(self, batch: Batch) -> np.ndarray:
-        """Logits ``[wanted tokens, vocab]`` of one step."""
-        x = batch.embed(self.head)
-        for layer in self.layers:
-            layer(x, batch)
-        return batch.logits(x, self.head)
+        c = Config.from_metadata(metadata, origin)
+        embedding = tensors.get("token_embd.weight")
+        needed, optional = expected_shapes(c, embedding.shape[0] if embedding is not None else 0)
+        decoder.check_shapes(tensors, needed, optional, origin)
+        layers = [Layer(i, c, tensors) for i in range(c.n_layer)]
+        super().__init__(c, tensors, layers, Gqa.cache_width(c.n_head_kv, c.head_dims))
 
 
-def expected_shapes(
-    config: Config, n_vocab: int
-) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+def expected_shapes(config: Config, n_vocab: int) -> tuple[Shapes, Shapes]:
     """Every tensor the model reads, with its shape (rows before columns): those it needs, and those that may
     be absent."""
     c = config
     q, kv = c.n_head * c.head_dims, c.n_head_kv * c.head_dims
-    needed: dict[str, tuple[int, ...]] = {
+    needed: Shapes = {
         "token_embd.weight": (n_vocab, c.n_embd),
         "output_norm.weight": (c.n_embd,),
     }
-    optional: dict[str, tuple[int, ...]] = {"output.weight": (n_vocab, c.n_embd)}
+    optional: Shapes = {"output.weight": (n_vocab, c.n_embd)}
     for i in range(c.n_layer):
-        block: dict[str, tuple[int, ...]] = {
+        block: Shapes = {
             "attn_norm": (c.n_embd,),
             "attn_q": (q, c.n_embd),
             "attn_k": (kv, c.n_embd),
@@ -168,21 +149,3 @@ def expected_shapes(
         needed |= {f"blk.{i}.{name}.weight": shape for name, shape in block.items()}
         optional |= {f"blk.{i}.attn_{part}.bias": (rows,) for part, rows in (("q", q), ("k", kv), ("v", kv))}
     return needed, optional
-
-
-def check_shapes(config: Config, tensors: Mapping[str, _core.Tensor], origin: str) -> None:
-    """Compares every tensor's shape with what the hyperparameters demand.
-
-    Raises:
-        FormatError: naming the first tensor that is missing or has another shape.
-    """
-    embedding = tensors.get("token_embd.weight")
-    n_vocab = embedding.shape[0] if embedding is not None else 0
-    needed, optional = expected_shapes(config, n_vocab)
-    shapes = needed | {name: shape for name, shape in optional.items() if name in tensors}
-    for name, shape in shapes.items():
-        if name not in tensors:
-            raise FormatError(f"{origin}: tensor {name}: missing, expected shape {list(shape)}")
-        found = tuple(tensors[name].shape)
-        if found != shape:
-            raise FormatError(f"{origin}: tensor {name}: found shape {list(found)}, expected {list(shape)}")

@@ -7,6 +7,7 @@ use crate::dispatch::{Op, dispatch};
 use crate::error::Error;
 use crate::format::{Family, Type};
 use crate::isa::Isa;
+use crate::math::{magnitude, to_code};
 use crate::par;
 use std::sync::OnceLock;
 
@@ -201,22 +202,6 @@ pub(crate) fn quantize(x: &[f32; CHUNK], family: Family, out: &mut ActChunk) {
     }
 }
 
-/// The largest magnitude; NaN where there is a NaN or an infinity, so that it stays visible in the output.
-#[inline(always)]
-fn magnitude(x: &[f32; GROUP]) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    let mut poison = [0.0f32; 16];
-    for x in x.as_chunks::<16>().0 {
-        for i in 0..16 {
-            let magnitude = x[i].abs();
-            lanes[i] = if magnitude > lanes[i] { magnitude } else { lanes[i] };
-            poison[i] += x[i] * 0.0;
-        }
-    }
-    let max = lanes.iter().fold(0.0f32, |m, &x| if x > m { x } else { m });
-    max + poison.iter().fold(0.0f32, |a, &b| a + b)
-}
-
 /// Rounds one group to -127..=127, to nearest even, so that 127 stands for `max`. Returns the scale
 /// of a code whose step is one: `unit / 127`.
 #[inline(always)]
@@ -227,11 +212,8 @@ fn quantize_group(x: &[f32; GROUP], unit: f32, max: f32, codes: &mut [i8; GROUP]
     }
     // The largest code is 127 up to rounding; a subnormal maximum would make the inverse infinite.
     let inverse = (127.0 / max).min(f32::MAX);
-    // Adding 1.5 * 2^23 leaves the rounded integer in the low mantissa bits, on every CPU alike.
-    const MAGIC: f32 = 12_582_912.0;
     for i in 0..GROUP {
-        let rounded = (x[i] * inverse + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
-        codes[i] = rounded.clamp(-127, 127) as i8;
+        codes[i] = to_code(x[i] * inverse);
     }
     unit / 127.0
 }

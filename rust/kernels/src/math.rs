@@ -1,10 +1,15 @@
 //! Elementary functions and reductions of our own, so that results do not depend on libm, CPU or
-//! operating system: exp, sine and cosine, sums in a fixed order, RMS norm, SwiGLU, softmax.
+//! operating system: exp, sine and cosine, rounding to codes, sums in a fixed order, RMS norm, SwiGLU, softmax.
 //!
 //! Everything is plain element-wise Rust marked `#[inline(always)]`; inside a [`crate::dispatch::Op`]
 //! it is compiled to vectors. Fused multiply-add is always written out.
 
+use crate::chunk::GROUP;
 use crate::isa::{Isa, LANES};
+
+/// 1.5 * 2^23: added to a small number it leaves the nearest integer, ties to even, in the low mantissa bits, on
+/// every CPU alike.
+const MAGIC: f32 = 12_582_912.0;
 
 /// `e^x` in f32, within 2 units in the last place (measured over all finite results); 0 below -103.97,
 /// infinity above 88.73, NaN for NaN. Range reduction by `ln 2` in two parts, then a polynomial of
@@ -12,7 +17,6 @@ use crate::isa::{Isa, LANES};
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    const MAGIC: f32 = 12_582_912.0;
     let clamped = x.clamp(-104.0, 89.0);
     let shifted = clamped.mul_add(LOG2_E, MAGIC);
     let n = shifted - MAGIC;
@@ -28,6 +32,29 @@ pub fn exp(x: f32) -> f32 {
     let half = n >> 1;
     let power = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
     y * power(half) * power(n - half)
+}
+
+/// The nearest code in -127..=127, ties to even; any for NaN.
+#[inline(always)]
+pub(crate) fn to_code(x: f32) -> i8 {
+    let rounded = x.clamp(-127.0, 127.0) + MAGIC;
+    (rounded.to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32) as i8
+}
+
+/// The largest magnitude; NaN where there is a NaN or an infinity, so that it stays visible in what is scaled by it.
+#[inline(always)]
+pub(crate) fn magnitude(x: &[f32; GROUP]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let mut poison = [0.0f32; LANES];
+    for x in x.as_chunks::<LANES>().0 {
+        for i in 0..LANES {
+            let magnitude = x[i].abs();
+            lanes[i] = if magnitude > lanes[i] { magnitude } else { lanes[i] };
+            poison[i] += x[i] * 0.0;
+        }
+    }
+    let max = lanes.iter().fold(0.0f32, |m, &x| if x > m { x } else { m });
+    max + poison.iter().fold(0.0f32, |a, &b| a + b)
 }
 
 /// `(sin x, cos x)` in f64, error below 1e-14 for |x| < 2^30: for rotary tables.

@@ -101,31 +101,47 @@ impl Op for Rows<'_> {
 
 /// `out[column][row] = dot(w[row], x[column])`: what a linear layer computes, token after token.
 pub fn matmul(w: &Matrix<'_>, x: &Columns<'_>, out: &mut [f32]) -> Result<(), Error> {
+    matmul_all([(w, out)], x)
+}
+
+/// [`matmul`] of several matrices that take the same columns, as one parallel region.
+pub(crate) fn matmul_all<const N: usize>(
+    products: [(&Matrix<'_>, &mut [f32]); N],
+    x: &Columns<'_>,
+) -> Result<(), Error> {
     let n = x.len();
-    expect_len("input features of a matmul", x.cols, w.cols())?;
-    expect_len("outputs of a matmul", out.len(), n * w.rows())?;
+    for (w, out) in &products {
+        expect_len("input features of a matmul", x.cols, w.cols())?;
+        expect_len("outputs of a matmul", out.len(), n * w.rows())?;
+    }
     if n == 1 {
-        run(vec![Job { w: *w, x, pick: None, out }]);
+        run(products.into_iter().map(|(w, out)| Job { w: *w, x, pick: None, out }).collect());
         return Ok(());
     }
-    let mut panels = vec![0.0; out.len()];
-    run(vec![Job { w: *w, x, pick: None, out: &mut panels }]);
-    let rows = w.rows();
-    par::for_chunks(out, 8 * rows.max(1), |task, out| {
-        for (c, out) in out.chunks_exact_mut(rows).enumerate() {
-            read_column(&panels, n, 8 * task + c, out);
-        }
-    });
+    let mut panels = products.each_ref().map(|(_, out)| vec![0.0; out.len()]);
+    let jobs = products.iter().zip(&mut panels);
+    run(jobs.map(|((w, _), out)| Job { w: **w, x, pick: None, out }).collect());
+    for ((w, out), panels) in products.into_iter().zip(&panels) {
+        let rows = w.rows();
+        par::for_chunks(out, 8 * rows.max(1), |task, out| {
+            for (c, out) in out.chunks_exact_mut(rows).enumerate() {
+                read_column(panels, n, 8 * task + c, out);
+            }
+        });
+    }
     Ok(())
 }
 
 /// Column `c` of the `n` in a job's output, in row order.
 #[inline(always)]
 pub(crate) fn read_column(panels: &[f32], n: usize, c: usize, out: &mut [f32]) {
-    for (panel, out) in panels.chunks(LANES * n).zip(out.chunks_mut(LANES)) {
-        let count = out.len();
-        out.copy_from_slice(&panel[c * count..][..count]);
+    let (whole, rest) = out.as_chunks_mut::<LANES>();
+    let (panels, last) = panels.split_at(whole.len() * LANES * n);
+    for (panel, out) in panels.chunks_exact(LANES * n).zip(whole) {
+        out.copy_from_slice(&panel[c * LANES..][..LANES]);
     }
+    let count = rest.len();
+    rest.copy_from_slice(&last[c * count..][..count]);
 }
 
 /// Decodes rows `start..start + out.len() / cols` to f32, exactly as the format defines them.

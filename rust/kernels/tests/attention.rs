@@ -292,6 +292,27 @@ fn a_damaged_cache_row_stays_visible() {
 }
 
 #[test]
+fn nothing_comes_from_the_future() {
+    let _guard = GLOBALS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let layer = Layer::new(REAL, 14);
+    let (n, d) = (200, REAL.d);
+    let clean = noise(n * d, 15, 1.0);
+    for lens in [&[200][..], &[75, 125], &[40, 3, 157], &[1, 199]] {
+        let expected = bits(&layer.steps(CacheType::F16, &clean, lens));
+        for level in available() {
+            set_level(level);
+            for (t, bad) in [(1, f32::NAN), (31, f32::INFINITY), (77, f32::NAN), (130, f32::NEG_INFINITY)] {
+                let mut x = clean.clone();
+                x[t * d + 5] = bad;
+                let found = layer.steps(CacheType::F16, &x, lens);
+                assert_eq!(bits(&found[..t * d]), expected[..t * d], "{level:?}, token {t} of {lens:?}");
+                assert!(found[t * d..].iter().all(|x| x.is_nan()), "{level:?}, token {t} of {lens:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_row_counts_its_bytes() {
     for (ty, bytes) in [(CacheType::F32, 2304), (CacheType::F16, 1152), (CacheType::Q8_0, 612)] {
         assert_eq!(ty.row_bytes(576), bytes);

@@ -57,18 +57,27 @@ fn slice_mut<'a>(x: &'a mut PyReadwriteArray2<'_, f32>) -> PyResult<&'a mut [f32
     x.as_slice_mut().map_err(|_| error::usage("x must be contiguous".into()))
 }
 
-/// Runs `f` with an observer that files what it sees under `blk.LAYER.`.
+/// Runs `f` with an observer that files what it sees under the names of a layer's tensors.
 fn observed<R: Send>(
     observer: Option<&Observer>,
     layer: usize,
+    f: impl FnOnce(Option<&mut kizami_kernels::ops::Observer<'_>>) -> R + Send,
+) -> R {
+    observed_as(observer, || format!("blk.{layer}."), f)
+}
+
+/// Runs `f` with an observer that files what it sees under names with this prefix.
+fn observed_as<R: Send>(
+    observer: Option<&Observer>,
+    prefix: impl FnOnce() -> String,
     f: impl FnOnce(Option<&mut kizami_kernels::ops::Observer<'_>>) -> R + Send,
 ) -> R {
     match observer {
         // The whole block on the pool: one hand-over instead of one per parallel region.
         None => kizami_kernels::par::enter(|| f(None)),
         Some(o) => {
-            let mut statistics = lock(&o.statistics);
-            f(Some(&mut |seen| statistics.add(&format!("blk.{layer}.{}.weight", seen.role), &seen)))
+            let (mut statistics, prefix) = (lock(&o.statistics), prefix());
+            f(Some(&mut |seen| statistics.add(&format!("{prefix}{}.weight", seen.role), &seen)))
         }
     }
 }

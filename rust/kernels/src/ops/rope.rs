@@ -80,6 +80,26 @@ impl Rope {
         out
     }
 
+    /// Rotates numbers `at..at + dims` of every head of tokens of `heads` heads of `width` numbers, by the
+    /// angles of [`Rope::tables`].
+    pub(crate) fn rotate_heads(
+        &self,
+        x: &mut [f32],
+        (heads, width, at): (usize, usize, usize),
+        tables: &[(f32, f32)],
+    ) {
+        let pairs = self.inverse_frequencies.len();
+        if pairs == 0 {
+            return;
+        }
+        par::for_chunks(x, TOGETHER * heads * width, |task, x| {
+            let tables = tables[task * TOGETHER * pairs..].chunks_exact(pairs);
+            for (x, table) in x.chunks_exact_mut(heads * width).zip(tables) {
+                x.chunks_exact_mut(width).for_each(|x| self.rotate(&mut x[at..], table));
+            }
+        });
+    }
+
     /// Rotates the first [`Rope::dims`] numbers by the angles of one position.
     pub(crate) fn rotate(&self, x: &mut [f32], table: &[(f32, f32)]) {
         let turn = |a: f32, b: f32, (cos, sin): (f32, f32)| (a * cos - b * sin, a * sin + b * cos);
@@ -99,5 +119,5 @@ impl Rope {
     }
 }
 
-/// Tokens whose angles one task computes.
+/// Tokens that one task computes.
 const TOGETHER: usize = 16;

@@ -1,8 +1,11 @@
 //! What a sequence keeps between steps, and the locking of several sequences for one.
 
-use super::lock;
+use super::{Observer, lock, observed, slice_mut};
 use crate::error;
+use kizami_kernels::Error;
+use kizami_kernels::ops;
 use kizami_kernels::ops::attention::{self, CacheType, Segment};
+use numpy::PyReadwriteArray2;
 use pyo3::prelude::*;
 use std::sync::Mutex;
 
@@ -74,8 +77,25 @@ impl Cache {
     }
 }
 
+/// One step of a layer's attention: checks and locks the caches, one for each of `lens`, and calls `f` with the
+/// hidden states and the layer's segments.
+pub(super) fn step(
+    py: Python<'_>,
+    x: &mut PyReadwriteArray2<'_, f32>,
+    (caches, lens): (&[Py<Cache>], &[usize]),
+    (layer, width): (usize, usize),
+    observer: Option<&Observer>,
+    f: impl FnOnce(&mut [f32], &mut [Segment<'_>], Option<&mut ops::Observer<'_>>) -> Result<(), Error> + Send,
+) -> PyResult<()> {
+    check(caches, lens, width)?;
+    let x = slice_mut(x)?;
+    let run =
+        || with_segments(caches, lens, layer, |segments| observed(observer, layer, |o| f(x, segments, o)));
+    py.detach(run).map_err(|e| error::kernel(&format!("blk.{layer} attention"), e))
+}
+
 /// Checks that the caches of one step fit: one per segment, different ones, rows of `width` numbers.
-pub(super) fn check(caches: &[Py<Cache>], lens: &[usize], width: usize) -> PyResult<()> {
+fn check(caches: &[Py<Cache>], lens: &[usize], width: usize) -> PyResult<()> {
     if caches.len() != lens.len() {
         return Err(error::usage(format!("caches: found {}, expected {}", caches.len(), lens.len())));
     }
@@ -91,12 +111,12 @@ pub(super) fn check(caches: &[Py<Cache>], lens: &[usize], width: usize) -> PyRes
 }
 
 /// Calls `f` with the segments of one layer, their caches locked.
-pub(super) fn with_segments(
+fn with_segments(
     caches: &[Py<Cache>],
     lens: &[usize],
     layer: usize,
-    f: impl FnOnce(&mut [Segment<'_>]) -> Result<(), kizami_kernels::Error>,
-) -> Result<(), kizami_kernels::Error> {
+    f: impl FnOnce(&mut [Segment<'_>]) -> Result<(), Error>,
+) -> Result<(), Error> {
     // Locked in one global order: two steps that share sequences cannot wait for each other.
     let mut order: Vec<usize> = (0..caches.len()).collect();
     order.sort_by_key(|&i| std::ptr::from_ref(caches[i].get()) as usize);
@@ -105,7 +125,7 @@ pub(super) fn with_segments(
     let mut segments = Vec::new();
     for ((_, state), &len) in states.iter_mut().zip(lens) {
         let position = state.len;
-        let cache = state.layers.get_mut(layer).ok_or(kizami_kernels::Error::Range {
+        let cache = state.layers.get_mut(layer).ok_or(Error::Range {
             what: "layer",
             found: layer,
             expected: "a layer of the cache",

@@ -1,8 +1,7 @@
 //! Grouped-query attention's class.
 
+use super::Observer;
 use super::cache::{self, Cache};
-use super::{Observer, observed, slice_mut};
-use crate::error;
 use crate::tensor::{Tensor, precision};
 use kizami_kernels::ops::{Norm, attention, rope};
 use numpy::PyReadwriteArray2;
@@ -82,8 +81,6 @@ impl Gqa {
         let precision = precision(activations)?;
         let output = self.output.get().matrix()?;
         let dims = output.cols() / self.heads.max(1);
-        cache::check(&caches, &lens, attention::Gqa::width(self.groups, dims))?;
-        let x = slice_mut(&mut x)?;
         let gqa = attention::Gqa {
             norm: Norm { weight: &self.norm, eps: self.eps },
             q: attention::Biased { weight: self.q.0.get().matrix()?, bias: &self.q.1 },
@@ -95,11 +92,9 @@ impl Gqa {
             groups: self.groups,
             scale: self.scale,
         };
-        py.detach(|| {
-            cache::with_segments(&caches, &lens, self.layer, |segments| {
-                observed(observer, self.layer, |o| gqa.forward(x, segments, precision, o))
-            })
+        let at = (self.layer, attention::Gqa::width(self.groups, dims));
+        cache::step(py, &mut x, (&caches, &lens), at, observer, |x, segments, o| {
+            gqa.forward(x, segments, precision, o)
         })
-        .map_err(|e| error::kernel(&format!("blk.{} attention", self.layer), e))
     }
 }

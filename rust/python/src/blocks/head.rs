@@ -1,6 +1,6 @@
 //! The class of both ends of a model.
 
-use super::{Observer, lock};
+use super::{Observer, observed_as};
 use crate::error;
 use crate::tensor::{Tensor, ids, precision};
 use kizami_kernels::matmul::Precision;
@@ -54,15 +54,8 @@ impl Head {
         let n = x.shape()[0];
         let x = x.as_slice().map_err(|_| error::usage("x must be contiguous".into()))?;
         let norm = Norm { weight: &self.norm, eps: self.eps };
-        let out = py.detach(|| match observer {
-            None => head::logits(norm, &output, x, precision, None),
-            Some(o) => {
-                let mut statistics = lock(&o.statistics);
-                let see =
-                    &mut |seen: kizami_kernels::ops::Observation<'_>| statistics.add("output.weight", &seen);
-                head::logits(norm, &output, x, precision, Some(see))
-            }
-        });
+        let out = py
+            .detach(|| observed_as(observer, String::new, |o| head::logits(norm, &output, x, precision, o)));
         let out = out.map_err(|e| error::kernel("output", e))?;
         PyArray1::from_vec(py, out).reshape([n, output.rows()])
     }

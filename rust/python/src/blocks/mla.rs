@@ -1,7 +1,7 @@
 //! Latent attention's class.
 
+use super::Observer;
 use super::cache::{self, Cache};
-use super::{Observer, observed, slice_mut};
 use crate::error;
 use crate::tensor::{Tensor, precision};
 use kizami_kernels::ops::{Norm, attention, rope};
@@ -80,9 +80,6 @@ impl Mla {
         observer: Option<&Observer>,
     ) -> PyResult<()> {
         let precision = precision(activations)?;
-        let name = |e| error::kernel(&format!("blk.{} attention", self.layer), e);
-        cache::check(&caches, &lens, self.kv_a_norm.len() + self.rope.dims())?;
-        let x = slice_mut(&mut x)?;
         let norm = |weight| Norm { weight, eps: self.eps };
         let q_a = match &self.q_a {
             Some((w, n)) => Some((w.get().matrix()?, norm(n))),
@@ -100,11 +97,9 @@ impl Mla {
             rope: &self.rope,
             scale: self.scale,
         };
-        py.detach(|| {
-            cache::with_segments(&caches, &lens, self.layer, |segments| {
-                observed(observer, self.layer, |o| mla.forward(x, segments, precision, o))
-            })
+        let at = (self.layer, self.kv_a_norm.len() + self.rope.dims());
+        cache::step(py, &mut x, (&caches, &lens), at, observer, |x, segments, o| {
+            mla.forward(x, segments, precision, o)
         })
-        .map_err(name)
     }
 }

@@ -7,9 +7,10 @@ use super::tile::Strided;
 use crate::convert::{f16_to_f32, f32_to_f16};
 use crate::dispatch::{Op, dispatch};
 use crate::isa::{Isa, LANES};
+use crate::math::{magnitude, to_code};
 
-/// Numbers in a group: what shares a scale in [`CacheType::Q8_0`].
-pub(super) const GROUP: usize = 32;
+/// Numbers that share a scale in [`CacheType::Q8_0`]; rows of every type are whole groups.
+pub(super) use crate::chunk::GROUP;
 
 /// How cached numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -213,19 +214,12 @@ impl Op for Extend<'_> {
 /// makes the scale NaN, so that it stays visible.
 #[inline(always)]
 fn code(x: &[f32; GROUP]) -> Coded {
-    let (mut max, mut poison) = (0.0f32, 0.0f32);
-    for x in x {
-        max = if x.abs() > max { x.abs() } else { max };
-        poison += x * 0.0;
-    }
-    let scale = f32_to_f16(max / 127.0 + poison);
+    let scale = f32_to_f16(magnitude(x) / 127.0);
     // The inverse of the scale as it will be read, so that its own rounding costs nothing.
     let inverse = (1.0 / f16_to_f32(scale)).min(f32::MAX);
-    const MAGIC: f32 = 12_582_912.0;
-    let mut codes = [0i8; GROUP];
+    let mut codes = [0; GROUP];
     for i in 0..GROUP {
-        let rounded = (x[i] * inverse).clamp(-127.0, 127.0) + MAGIC;
-        codes[i] = (rounded.to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32) as i8;
+        codes[i] = to_code(x[i] * inverse);
     }
     Coded { scale, codes }
 }

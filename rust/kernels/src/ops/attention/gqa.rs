@@ -10,14 +10,13 @@
 //! A cached group of a key or a value is padded to whole blocks of 32 numbers.
 
 use super::cache::{Cache, GROUP};
-use super::decode::{Block, HEADS, Heads, Query, attend};
-use super::prefill::{Prefill, Source, TILE, turn};
-use super::tile::{PANEL, Strided};
-use super::{FEW, Segment, check_caches, positions};
-use crate::dispatch::dispatch;
+use super::decode::{Block, HEADS, Heads};
+use super::prefill::{Shape, Source, TILE, turn};
+use super::tile::PANEL;
+use super::{FEW, Forms, Segment, append, check_caches, decode, forms, gather, positions, prefill, scatter};
 use crate::error::{Error, expect_len};
 use crate::isa::Isa;
-use crate::matmul::{Columns, Precision, matmul};
+use crate::matmul::{Columns, Precision, matmul, matmul_all};
 use crate::matrix::Matrix;
 use crate::ops::{Norm, Observation, Observer, add, expect_shape, rope};
 use crate::{par, profile};
@@ -32,14 +31,10 @@ pub struct Biased<'a> {
 }
 
 impl Biased<'_> {
-    fn apply(&self, columns: &Columns<'_>) -> Result<Vec<f32>, Error> {
-        let rows = self.weight.rows();
-        let mut out = vec![0.0; columns.len() * rows];
-        matmul(&self.weight, columns, &mut out)?;
+    fn add_bias(&self, out: &mut [f32]) {
         if !self.bias.is_empty() {
-            out.chunks_exact_mut(rows).for_each(|out| add(out, self.bias));
+            out.chunks_exact_mut(self.bias.len()).for_each(|out| add(out, self.bias));
         }
-        Ok(out)
     }
 
     fn check(&self, what: &'static str, rows: usize, cols: usize) -> Result<(), Error> {
@@ -100,55 +95,33 @@ impl Gqa<'_> {
         drop(span);
         let columns = Columns::new(&h, d, precision)?;
         ["attn_q", "attn_k", "attn_v"].into_iter().for_each(|role| see(role, d, &h));
-        let apply = |name, part: &Biased<'_>| {
-            let _span = profile::linear(name, &part.weight, n);
-            part.apply(&columns)
-        };
-        let mut q = apply("attn_q", &self.q)?;
-        let (k, v) = (apply("attn_k", &self.k)?, apply("attn_v", &self.v)?);
+        let parts = [&self.q, &self.k, &self.v];
+        let span = profile::linears("attn_q+k+v", parts.map(|part| &part.weight), n);
+        let mut found = parts.map(|part| vec![0.0; n * part.weight.rows()]);
+        let [q, k, v] = &mut found;
+        matmul_all([(&self.q.weight, q), (&self.k.weight, k), (&self.v.weight, v)], &columns)?;
+        parts.into_iter().zip(&mut found).for_each(|(part, out)| part.add_bias(out));
+        let [mut q, k, v] = found;
+        drop(span);
 
         let span = profile::span("attn_cache", 0, 0);
-
         let angles = self.rope.tables(&positions);
-        let angles = |token: usize| &angles[token * self.rope.dims() / 2..][..self.rope.dims() / 2];
-        par::for_chunks(&mut q, heads * dims * 16, |task, q| {
-            for (i, q) in q.chunks_exact_mut(heads * dims).enumerate() {
-                q.chunks_exact_mut(dims).for_each(|q| self.rope.rotate(q, angles(task * 16 + i)));
-            }
-        });
-        let padded = dims.next_multiple_of(GROUP);
-        let mut rows = vec![0.0; n * 2 * groups * padded];
-        for (i, row) in rows.chunks_exact_mut(padded).enumerate() {
-            let (token, slot) = (i / (2 * groups), i % (2 * groups));
-            let from = if slot < groups { &k } else { &v };
-            row[..dims].copy_from_slice(&from[(token * groups + slot % groups) * dims..][..dims]);
-            if slot < groups {
-                self.rope.rotate(&mut row[..dims], angles(token));
-            }
-        }
-        let mut rows = &rows[..];
-        for s in segments.iter_mut() {
-            let (mine, rest) = rows.split_at(s.len * 2 * groups * padded);
-            s.cache.extend(mine);
-            rows = rest;
-        }
-
+        self.rope.rotate_heads(&mut q, (heads, dims, 0), &angles);
+        self.remember(dims, &k, &v, segments, &angles);
         drop(span);
+
         let span = profile::span("attn_scores", 0, 0);
         let mut values = vec![0.0; n * heads * dims];
-        let mut at = 0;
-        for s in segments.iter() {
-            let part = at * heads * dims..(at + s.len) * heads * dims;
-            if s.len < FEW {
-                let queries: Vec<_> =
-                    (0..s.len).map(|i| Query { cache: s.cache, len: s.position + i + 1 }).collect();
-                let found = attend(&self.shared(dims), &queries, &q[part.clone()]);
-                values[part].copy_from_slice(&found);
-            } else {
-                self.many(dims, s, &q[part.clone()], &mut values[part]);
-            }
-            at += s.len;
+        let Forms { few, tokens, many } = forms(segments, |s| s.len >= FEW);
+        if !few.is_empty() {
+            let found = decode::attend(&self.shared(dims), &few, &gather(&q, &tokens, heads * dims));
+            scatter(&found, &tokens, heads * dims, &mut values);
         }
+        let shape = Shape { heads, key_dims: dims, value_dims: dims, scale: self.scale };
+        prefill::attend(&shape, &many, par::threads(), &q, &mut values, |cache, head| {
+            let (key, value) = self.columns(head / (heads / groups), dims);
+            Stored { cache, key, value, dims, scratch: Vec::new() }
+        });
         drop(span);
         see("attn_output", heads * dims, &values);
         let _span = profile::linear("attn_output", &self.output, n);
@@ -183,6 +156,29 @@ impl Gqa<'_> {
         Ok(dims)
     }
 
+    /// Appends each token's rotated keys and its values to its sequence's cache.
+    fn remember(
+        &self,
+        dims: usize,
+        k: &[f32],
+        v: &[f32],
+        segments: &mut [Segment<'_>],
+        angles: &[(f32, f32)],
+    ) {
+        let (groups, padded) = (self.groups, dims.next_multiple_of(GROUP));
+        let mut rows = vec![0.0; k.len() / dims * 2 * padded];
+        for (i, row) in rows.chunks_exact_mut(padded).enumerate() {
+            let (token, slot) = (i / (2 * groups), i % (2 * groups));
+            let from = if slot < groups { k } else { v };
+            row[..dims].copy_from_slice(&from[(token * groups + slot % groups) * dims..][..dims]);
+            if slot < groups {
+                let pairs = self.rope.dims() / 2;
+                self.rope.rotate(&mut row[..dims], &angles[token * pairs..][..pairs]);
+            }
+        }
+        append(segments, &rows);
+    }
+
     /// Columns of the cached row where the key and the value of a group start.
     fn columns(&self, group: usize, dims: usize) -> (usize, usize) {
         let padded = dims.next_multiple_of(GROUP);
@@ -198,35 +194,6 @@ impl Gqa<'_> {
             blocks.extend((0..per_group).step_by(HEADS).map(block));
         }
         Heads { blocks, key_dims: dims, value_dims: dims, scale: self.scale }
-    }
-
-    /// `[tokens][heads][dims]` of one long segment, into `out`. A task is a head and some of its queries: the
-    /// tiles are cheap to fill, so tasks may be small.
-    fn many(&self, dims: usize, segment: &Segment<'_>, q: &[f32], out: &mut [f32]) {
-        let heads = self.heads;
-        let part = segment.len.div_ceil(par::threads()).next_multiple_of(TILE).max(4 * TILE);
-        let mut tasks = Vec::new();
-        for first in (0..segment.len).step_by(part) {
-            tasks.extend((0..heads).map(|head| (head, first)));
-        }
-        let done = par::map(tasks, |(head, first)| {
-            let (key, value) = self.columns(head / (heads / self.groups), dims);
-            let rows = dispatch(Prefill {
-                source: Stored { cache: segment.cache, key, value, dims, scratch: Vec::new() },
-                queries: Strided { data: &q[(first * heads + head) * dims..], stride: heads * dims },
-                n: part.min(segment.len - first),
-                position: segment.position + first,
-                key_dims: dims,
-                value_dims: dims,
-                scale: self.scale,
-            });
-            (head, first, rows)
-        });
-        for (head, first, rows) in done {
-            for (i, row) in rows.chunks_exact(dims.next_multiple_of(PANEL)).enumerate() {
-                out[((first + i) * heads + head) * dims..][..dims].copy_from_slice(&row[..dims]);
-            }
-        }
     }
 }
 

@@ -15,14 +15,13 @@
 //! form that takes it less time (`Dims::expands`); its own length and position decide, nothing else.
 
 use super::cache::{Cache, GROUP};
-use super::decode::{Block, HEADS, Heads, Query, attend};
-use super::prefill::{Prefill, Source, TILE, turn};
+use super::decode::{Block, HEADS, Heads, Query};
+use super::prefill::{Shape, Source, TILE, turn};
 use super::tile::{PANEL, Strided, panel};
-use super::{FEW, Segment, check_caches, positions};
-use crate::dispatch::dispatch;
+use super::{FEW, Forms, Segment, append, check_caches, decode, forms, gather, positions, prefill, scatter};
 use crate::error::Error;
 use crate::isa::Isa;
-use crate::matmul::{Columns, Job, Precision, dequantize, matmul, read_column, run};
+use crate::matmul::{Columns, Job, Precision, dequantize, matmul, matmul_all, read_column, run};
 use crate::matrix::Matrix;
 use crate::ops::{Norm, Observation, Observer, add, expect_shape, expect_stack, rope};
 use crate::{par, profile};
@@ -83,7 +82,7 @@ impl Mla<'_> {
         mut observer: Option<&mut Observer<'_>>,
     ) -> Result<(), Error> {
         let dims = self.check()?;
-        let Dims { d, heads, rope, v, .. } = dims;
+        let Dims { d, heads, v, .. } = dims;
         let positions = positions(segments, x, d)?;
         let n = positions.len();
         check_caches(segments, dims.width())?;
@@ -99,12 +98,14 @@ impl Mla<'_> {
         drop(span);
         let columns = Columns::new(&h, d, precision)?;
         let mut q = vec![0.0; n * self.q_b.rows()];
+        let mut kv = vec![0.0; n * dims.width()];
+        see("attn_kv_a_mqa", 0, 1, d, &h, None);
         match &self.q_a {
             Some((q_a, norm)) => {
                 see("attn_q_a", 0, 1, d, &h, None);
-                let span = profile::linear("attn_q_a", q_a, n);
+                let span = profile::linears("attn_q_a+kv_a_mqa", [q_a, &self.kv_a], n);
                 let mut low = vec![0.0; n * q_a.rows()];
-                matmul(q_a, &columns, &mut low)?;
+                matmul_all([(q_a, &mut low), (&self.kv_a, &mut kv)], &columns)?;
                 let low = norm.apply(&low, q_a.rows());
                 drop(span);
                 see("attn_q_b", 0, 1, q_a.rows(), &low, None);
@@ -113,47 +114,32 @@ impl Mla<'_> {
             }
             None => {
                 see("attn_q", 0, 1, d, &h, None);
-                let _span = profile::linear("attn_q", &self.q_b, n);
-                matmul(&self.q_b, &columns, &mut q)?;
+                let _span = profile::linears("attn_q+kv_a_mqa", [&self.q_b, &self.kv_a], n);
+                matmul_all([(&self.q_b, &mut q), (&self.kv_a, &mut kv)], &columns)?;
             }
         }
-        see("attn_kv_a_mqa", 0, 1, d, &h, None);
-        let span = profile::linear("attn_kv_a_mqa", &self.kv_a, n);
-        let mut kv = vec![0.0; n * dims.width()];
-        matmul(&self.kv_a, &columns, &mut kv)?;
-        drop(span);
 
         let span = profile::span("attn_cache", 0, 0);
         let angles = self.rope.tables(&positions);
-        let angles = |token: usize| &angles[token * rope / 2..][..rope / 2];
-        par::for_chunks(&mut q, heads * dims.q() * 16, |task, q| {
-            for (i, q) in q.chunks_exact_mut(heads * dims.q()).enumerate() {
-                for q in q.chunks_exact_mut(dims.q()) {
-                    self.rope.rotate(&mut q[dims.nope..], angles(task * 16 + i));
-                }
-            }
-        });
-        self.remember(&mut kv, segments, &dims, angles);
+        self.rope.rotate_heads(&mut q, (heads, dims.q(), dims.nope), &angles);
+        self.remember(&kv, segments, &dims, &angles);
         drop(span);
 
         let mut values = vec![0.0; n * heads * v];
-        let (mut few, mut tokens, mut at) = (Vec::new(), Vec::new(), 0);
-        for s in segments.iter() {
-            if !observed && dims.expands(s.len, s.position) {
-                let q = &q[at * heads * dims.q()..][..s.len * heads * dims.q()];
-                let _span = profile::span("attn_expanded", 0, 0);
-                self.expanded(&dims, s, q, &mut values[at * heads * v..][..s.len * heads * v]);
-            } else {
-                few.extend((0..s.len).map(|i| Query { cache: s.cache, len: s.position + i + 1 }));
-                tokens.extend(at..at + s.len);
-            }
-            at += s.len;
+        let Forms { few, tokens, many } = forms(segments, |s| !observed && dims.expands(s.len, s.position));
+        if !many.is_empty() {
+            let _span = profile::span("attn_expanded", 0, 0);
+            let shape = Shape { heads, key_dims: dims.q(), value_dims: v, scale: self.scale };
+            // Rebuilding keys and values is work of its own: a head is cut only where threads outnumber heads.
+            let parts = par::threads().div_ceil(heads);
+            prefill::attend(&shape, &many, parts, &q, &mut values, |cache, head| {
+                Expansion::new(&dims, cache, &self.k_b[head], &self.v_b[head])
+            });
         }
         if !few.is_empty() {
-            let found = self.absorbed(&dims, &few, &tokens, &q, &mut see)?;
-            for (&token, found) in tokens.iter().zip(found.chunks_exact(heads * v)) {
-                values[token * heads * v..][..heads * v].copy_from_slice(found);
-            }
+            let q = gather(&q, &tokens, heads * dims.q());
+            let found = self.absorbed(&dims, &few, &q, &mut see)?;
+            scatter(&found, &tokens, heads * v, &mut values);
         }
         see("attn_output", 0, 1, heads * v, &values, None);
         let _span = profile::linear("attn_output", &self.output, n);
@@ -188,13 +174,7 @@ impl Mla<'_> {
     }
 
     /// Appends each token's normalized latent and rotated key to its sequence's cache.
-    fn remember<'t>(
-        &self,
-        kv: &mut [f32],
-        segments: &mut [Segment<'_>],
-        dims: &Dims,
-        angles: impl Fn(usize) -> &'t [(f32, f32)],
-    ) {
+    fn remember(&self, kv: &[f32], segments: &mut [Segment<'_>], dims: &Dims, angles: &[(f32, f32)]) {
         let latent = self.kv_a_norm.apply(kv, dims.width());
         let stride = dims.width().next_multiple_of(GROUP);
         let mut rows = vec![0.0; kv.len() / dims.width() * stride];
@@ -202,86 +182,47 @@ impl Mla<'_> {
             row[..dims.lora].copy_from_slice(&latent[token * dims.lora..][..dims.lora]);
             let key = &mut row[dims.lora..][..dims.rope];
             key.copy_from_slice(&kv[token * dims.width() + dims.lora..][..dims.rope]);
-            self.rope.rotate(key, angles(token));
+            self.rope.rotate(key, &angles[token * dims.rope / 2..][..dims.rope / 2]);
         }
-        let mut rows = &rows[..];
-        for s in segments.iter_mut() {
-            let (mine, rest) = rows.split_at(s.len * stride);
-            s.cache.extend(mine);
-            rows = rest;
-        }
+        append(segments, &rows);
     }
 
-    /// `[tokens][heads][v]` of some of the queries `q`, heads sharing the cached rows.
+    /// `[queries][heads][v]` of `q`, `[queries][heads][nope + rope]`, heads sharing the cached rows.
     fn absorbed(
         &self,
         dims: &Dims,
         queries: &[Query<'_>],
-        tokens: &[usize],
         q: &[f32],
         see: &mut impl FnMut(&'static str, usize, usize, usize, &[f32], Option<&[u32]>),
     ) -> Result<Vec<f32>, Error> {
         let Dims { heads, lora, nope, .. } = *dims;
-        let of = |token: usize, head: usize| &q[(token * heads + head) * dims.q()..][..dims.q()];
-        let mut q_nope = Vec::with_capacity(tokens.len() * heads * nope);
-        for &token in tokens {
-            (0..heads).for_each(|head| q_nope.extend_from_slice(&of(token, head)[..nope]));
-        }
+        let n = queries.len();
+        let mut q_nope = Vec::with_capacity(n * heads * nope);
+        q.chunks_exact(dims.q()).for_each(|q| q_nope.extend_from_slice(&q[..nope]));
         // Absorb k_b into the queries. Here and at v_b activations stay f32: the matrices are about 3 % of a
         // token's work, and rounding their inputs a noticeable part of the error (docs/kernels.md).
-        let span = profile::span("attn_k_b", macs(&self.k_b, tokens.len()), bytes(&self.k_b));
+        let span = profile::linears("attn_k_b", &self.k_b, n);
         let columns = Columns::new(&q_nope, nope, Precision::F32)?;
-        let latent = per_head(&self.k_b, &columns, tokens.len(), |head, pick| {
+        let latent = per_head(&self.k_b, &columns, n, |head, pick| {
             see("attn_k_b", head, heads, nope, &q_nope, Some(pick));
         });
-        let mut x = Vec::with_capacity(tokens.len() * heads * dims.width());
-        for (i, latent) in latent.chunks_exact(lora).enumerate() {
+        let mut x = Vec::with_capacity(n * heads * dims.width());
+        for (latent, q) in latent.chunks_exact(lora).zip(q.chunks_exact(dims.q())) {
             x.extend_from_slice(latent);
-            x.extend_from_slice(&of(tokens[i / heads], i % heads)[nope..]);
+            x.extend_from_slice(&q[nope..]);
         }
         drop(span);
         let span = profile::span("attn_scores", 0, 0);
         let block = |first| Block { heads: HEADS.min(heads - first), key: 0, value: 0 };
         let blocks = (0..heads).step_by(HEADS).map(block).collect();
         let shared = Heads { blocks, key_dims: dims.width(), value_dims: lora, scale: self.scale };
-        let mixed = attend(&shared, queries, &x);
+        let mixed = decode::attend(&shared, queries, &x);
         drop(span);
-        let _span = profile::span("attn_v_b", macs(&self.v_b, tokens.len()), bytes(&self.v_b));
+        let _span = profile::linears("attn_v_b", &self.v_b, n);
         let columns = Columns::new(&mixed, lora, Precision::F32)?;
-        Ok(per_head(&self.v_b, &columns, tokens.len(), |head, pick| {
+        Ok(per_head(&self.v_b, &columns, n, |head, pick| {
             see("attn_v_b", head, heads, lora, &mixed, Some(pick));
         }))
-    }
-
-    /// `[tokens][heads][v]` of one segment, into `out`. A task is a head, or a part of its queries where there
-    /// are more threads than heads.
-    fn expanded(&self, dims: &Dims, segment: &Segment<'_>, q: &[f32], out: &mut [f32]) {
-        let Dims { heads, v, .. } = *dims;
-        let parts = par::threads().div_ceil(heads);
-        let part = segment.len.div_ceil(parts).next_multiple_of(TILE);
-        let mut tasks = Vec::new();
-        for head in 0..heads {
-            tasks.extend((0..segment.len).step_by(part).map(|first| (head, first)));
-        }
-        let done = par::map(tasks, |(head, first)| {
-            let n = part.min(segment.len - first);
-            let rows = dispatch(Prefill {
-                source: Expansion::new(dims, segment.cache, &self.k_b[head], &self.v_b[head]),
-                queries: Strided { data: &q[(first * heads + head) * dims.q()..], stride: heads * dims.q() },
-                n,
-                position: segment.position + first,
-                key_dims: dims.q(),
-                value_dims: v,
-                scale: self.scale,
-            });
-            (head, first, rows)
-        });
-        let stride = v.next_multiple_of(PANEL);
-        for (head, first, rows) in done {
-            for (i, row) in rows.chunks_exact(stride).enumerate() {
-                out[((first + i) * heads + head) * v..][..v].copy_from_slice(&row[..v]);
-            }
-        }
     }
 }
 
@@ -355,16 +296,6 @@ impl Source for Expansion<'_> {
             panel(isa, (count, lora), rows, weights(nope.div_ceil(PANEL) + p), values, PANEL, false);
         }
     }
-}
-
-/// Multiply-adds of a stack with `n` tokens, for the profile.
-fn macs(stack: &[Matrix<'_>], n: usize) -> usize {
-    stack.iter().map(|w| w.rows() * w.cols() * n).sum()
-}
-
-/// Bytes of a stack, for the profile.
-fn bytes(stack: &[Matrix<'_>]) -> usize {
-    stack.iter().map(Matrix::nbytes).sum()
 }
 
 /// Applies one matrix per head to `[n][heads]` columns; the result is `[n][heads][rows]`.

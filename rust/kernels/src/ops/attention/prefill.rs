@@ -13,16 +13,20 @@
 //!  blank blocks lie in the future: never computed    at the end out / l
 //! ```
 //!
-//! A row of `p · v` is one chain over ascending keys per tile, a sum of `p` sixteen lanes, so a query's result
+//! Every query multiplies the keys and values that it sees and no others, so that not even a NaN comes from the
+//! future. A row of `p · v` is one chain over ascending keys per tile, a sum of `p` sixteen lanes, so a query's result
 //! depends on its position and the cache alone.
 
-use super::tile::{PANEL, Strided, panel};
-use crate::dispatch::Op;
+use super::cache::Cache;
+use super::tile::{PANEL, Strided, causal_panel, panel};
+use crate::dispatch::{Op, dispatch};
 use crate::isa::{Isa, LANES};
-use crate::math;
+use crate::{math, par};
 
 /// Keys of a tile.
 pub(super) const TILE: usize = 64;
+/// Tiles of queries that a task has at least: filling the tiles of keys before them has to pay.
+const LEAST: usize = 4;
 /// Queries that meet a tile together: their scores stay in the first-level cache.
 const QUERIES: usize = 32;
 
@@ -33,17 +37,84 @@ pub(super) trait Source {
     fn fill<I: Isa>(&mut self, isa: I, first: usize, count: usize, keys: &mut [f32], values: &mut [f32]);
 }
 
-/// One head of one segment.
-pub(super) struct Prefill<'a, S> {
-    pub(super) source: S,
-    /// One row per query.
-    pub(super) queries: Strided<'a>,
-    pub(super) n: usize,
-    /// Position of the first query.
-    pub(super) position: usize,
+/// What the heads of a layer share.
+pub(super) struct Shape {
+    pub(super) heads: usize,
     pub(super) key_dims: usize,
     pub(super) value_dims: usize,
     pub(super) scale: f32,
+}
+
+/// A segment whose first token is token `at` of the batch, and the `position` its cache had before it.
+pub(super) struct Prompt<'a> {
+    pub(super) cache: &'a Cache,
+    pub(super) position: usize,
+    pub(super) len: usize,
+    pub(super) at: usize,
+}
+
+/// Writes `[tokens][heads][value_dims]` of the prompts' tokens into `out`, from the batch's queries `q`,
+/// `[tokens][heads][key_dims]`. A task is a head and one of about `parts` parts of a prompt's queries.
+pub(super) fn attend<'a, S: Source>(
+    shape: &Shape,
+    prompts: &[Prompt<'a>],
+    parts: usize,
+    q: &[f32],
+    out: &mut [f32],
+    source: impl Fn(&'a Cache, usize) -> S + Sync + Send,
+) {
+    let Shape { heads, key_dims, value_dims, scale } = *shape;
+    let mut tasks = Vec::new();
+    for prompt in prompts {
+        let part = prompt.len.div_ceil(parts).next_multiple_of(TILE).max(LEAST * TILE);
+        for first in (0..prompt.len).step_by(part) {
+            let n = part.min(prompt.len - first);
+            tasks.extend((0..heads).map(|head| (prompt, first, n, head)));
+        }
+    }
+    let rows = par::map(tasks.clone(), |(prompt, first, n, head)| {
+        dispatch(Prefill {
+            source: source(prompt.cache, head),
+            queries: Strided {
+                data: &q[((prompt.at + first) * heads + head) * key_dims..],
+                stride: heads * key_dims,
+            },
+            n,
+            position: prompt.position + first,
+            key_dims,
+            value_dims,
+            scale,
+        })
+    });
+    let stride = value_dims.next_multiple_of(PANEL);
+    for (tasks, rows) in tasks.chunks(heads).zip(rows.chunks(heads)) {
+        let (prompt, first, n, _) = tasks[0];
+        let width = heads * value_dims;
+        let out = &mut out[(prompt.at + first) * width..][..n * width];
+        par::for_chunks(out, TOGETHER * width, |task, out| {
+            for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                for (rows, out) in rows.iter().zip(out.chunks_exact_mut(value_dims)) {
+                    out.copy_from_slice(&rows[(task * TOGETHER + i) * stride..][..value_dims]);
+                }
+            }
+        });
+    }
+}
+
+/// Tokens whose heads are put together by one task.
+const TOGETHER: usize = 16;
+
+/// One head of one segment.
+struct Prefill<'a, S> {
+    source: S,
+    /// One row per query.
+    queries: Strided<'a>,
+    n: usize,
+    /// Position of the first query.
+    position: usize,
+    key_dims: usize,
+    value_dims: usize,
+    scale: f32,
 }
 
 impl<S: Source> Op for Prefill<'_, S> {
@@ -76,10 +147,14 @@ impl<S: Source> Op for Prefill<'_, S> {
                     let to = &mut scores[p * PANEL..];
                     panel(isa, (rows, key_dims), queries.rows(q), keys, to, TILE, false);
                 }
+                let mut visible = [0; QUERIES];
                 for r in 0..rows {
-                    let visible = (position + q + r + 1).saturating_sub(first).min(panels * PANEL);
+                    visible[r] = (position + q + r + 1).saturating_sub(first).min(count);
+                    if visible[r] == 0 {
+                        continue;
+                    }
                     let scores = &mut scores[r * TILE..][..panels * PANEL];
-                    let shrink = soften(isa, scores, visible, scale, &mut running[q + r]);
+                    let shrink = soften(isa, scores, visible[r], scale, &mut running[q + r]);
                     if shrink != 1.0 {
                         let out = &mut out[(q + r) * width..][..width];
                         out.iter_mut().for_each(|x| *x *= shrink);
@@ -89,7 +164,7 @@ impl<S: Source> Op for Prefill<'_, S> {
                     let weights = Strided { data: &scores, stride: TILE };
                     let values = Strided { data: &values[p * TILE * PANEL..], stride: PANEL };
                     let to = &mut out[q * width + p * PANEL..];
-                    panel(isa, (rows, seen), weights, values, to, width, true);
+                    causal_panel(isa, &visible[..rows], weights, values, to, width);
                 }
                 q += QUERIES;
             }

@@ -60,6 +60,34 @@ pub(super) fn panel<I: Isa>(
     }
 }
 
+/// [`panel`] on top of `out`, of which row `i` takes the first `seen[i]` rows of `b` alone; `seen` ascends.
+/// Under a causal mask that is more than saving work: a weight of zero times NaN would be NaN.
+#[inline(always)]
+pub(super) fn causal_panel<I: Isa>(
+    isa: I,
+    seen: &[usize],
+    a: Strided<'_>,
+    b: Strided<'_>,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let step = if I::WIDE { 8 } else { 4 };
+    let mut first = 0;
+    while first < seen.len() {
+        let m = step.min(seen.len() - first);
+        let all = seen[first];
+        panel(isa, (m, all), a.rows(first), b, &mut out[first * out_stride..], out_stride, true);
+        for i in first + 1..first + m {
+            if seen[i] > all {
+                let (a, b) = (a.rows(i).columns(all), b.rows(all));
+                let (k, out) = (seen[i] - all, &mut out[i * out_stride..]);
+                block::<I, 1, 2>(isa, (1, k), a, b, out, out_stride, true);
+            }
+        }
+        first += m;
+    }
+}
+
 /// [`panel`] with sixteen columns. Its `b` is read again for every few rows of `a`, so it is taken in parts
 /// that stay in the first-level cache; sums go on where they stopped.
 #[inline(always)]
