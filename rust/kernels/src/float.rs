@@ -1,93 +1,29 @@
-//! Weights as f32, and dot products of f32: the path of float formats, and of every format when a
-//! caller wants float activations (calibration, and the reference that quantized runs are held against).
+//! Dot products of f32: the path of float formats, and of every format when a caller wants float
+//! activations (calibration, and the reference that quantized runs are held against).
 //!
 //! The value of a dot product: sixteen lanes, lane `i` fused-multiply-adding elements `i`, `i + 16`,
 //! ... in ascending order, then the lanes summed in the order of [`Isa::sum`]. Rows are padded with zeros.
+//!
+//! A chain of fused multiply-adds waits for itself; what keeps the multiplier busy is that several rows, and
+//! several columns where there are, take turns. Sixteen rows end in one [`Isa::sum_each`].
 
-use crate::chunk::{CHUNK, GROUP, GROUPED_OFFSET, SUB, SUPER_OFFSET};
-use crate::convert::f16_to_f32;
+use crate::chunk::CHUNK;
 use crate::dispatch::Op;
 use crate::format::with_format;
-use crate::format::{Family, FloatFormat, Format};
 use crate::isa::{Isa, LANES};
-use crate::matrix::{Matrix, SCALE_BLOCK};
+use crate::matrix::Matrix;
+use decode::{Decode, OfBlocks, OfFloats, Rows};
 use std::marker::PhantomData;
+
+mod decode;
 
 /// One chunk of a row as f32, zero past the end.
 #[repr(C, align(64))]
 #[derive(Clone)]
-pub(crate) struct Floats(pub(crate) [f32; CHUNK]);
+struct Floats([f32; CHUNK]);
 
 impl Floats {
-    pub(crate) const ZERO: Self = Self([0.0; CHUNK]);
-}
-
-/// How a format becomes f32: its exact value, each product rounded once.
-trait Decode {
-    /// Decodes chunk `chunk` of row `row`.
-    fn decode<I: Isa>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats);
-
-    /// Adds the products of chunk `chunk` of row `row` with one column to sixteen lanes.
-    #[inline(always)]
-    fn dot<I: Isa>(
-        isa: I,
-        w: &Matrix<'_>,
-        row: usize,
-        chunk: usize,
-        x: &[f32; CHUNK],
-        mut acc: I::F,
-    ) -> I::F {
-        let mut floats = Floats::ZERO;
-        Self::decode(isa, w, row, chunk, &mut floats);
-        let (weights, x) = (floats.0.as_chunks::<LANES>().0, x.as_chunks::<LANES>().0);
-        for k in 0..steps(w, chunk) {
-            acc = isa.fma(isa.load(&weights[k]), isa.load(&x[k]), acc);
-        }
-        acc
-    }
-}
-
-/// [`Decode`] of a float format.
-struct OfFloats<F>(PhantomData<F>);
-
-impl<F: FloatFormat> Decode for OfFloats<F> {
-    #[inline(always)]
-    fn decode<I: Isa>(_: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats) {
-        decode_floats::<F>(w, row, chunk, out);
-    }
-}
-
-/// [`Decode`] of a block format.
-struct OfBlocks<F>(PhantomData<F>);
-
-impl<F: Format> Decode for OfBlocks<F> {
-    #[inline(always)]
-    fn decode<I: Isa>(isa: I, w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats) {
-        let (codes, scales) = codes_and_scales::<I, F>(isa, w, row, chunk);
-        let lanes = out.0.as_chunks_mut::<LANES>().0;
-        for s in 0..CHUNK / SUB {
-            isa.store(lane_values::<I, F>(isa, &codes[s], scales[s]), &mut lanes[s]);
-        }
-        out.0[CHUNK.min(w.cols() - chunk * CHUNK)..].fill(0.0);
-    }
-
-    /// Without a way through memory.
-    #[inline(always)]
-    fn dot<I: Isa>(
-        isa: I,
-        w: &Matrix<'_>,
-        row: usize,
-        chunk: usize,
-        x: &[f32; CHUNK],
-        mut acc: I::F,
-    ) -> I::F {
-        let (codes, scales) = codes_and_scales::<I, F>(isa, w, row, chunk);
-        let x = x.as_chunks::<LANES>().0;
-        for s in 0..steps(w, chunk) {
-            acc = isa.fma(lane_values::<I, F>(isa, &codes[s], scales[s]), isa.load(&x[s]), acc);
-        }
-        acc
-    }
+    const ZERO: Self = Self([0.0; CHUNK]);
 }
 
 /// Rows of a matrix as f32, one after the other.
@@ -109,120 +45,16 @@ impl<D: Decode> Op for DecodeRows<'_, D> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
+        let w = Rows::of(self.w);
         let mut floats = Floats::ZERO;
         for (r, row) in self.out.chunks_exact_mut(self.w.cols()).enumerate() {
             for (chunk, out) in row.chunks_mut(CHUNK).enumerate() {
-                D::decode(isa, self.w, self.start + r, chunk, &mut floats);
+                D::decode(isa, &w, self.start + r, chunk, &mut floats);
                 out.copy_from_slice(&floats.0[..out.len()]);
             }
         }
     }
 }
-
-#[inline(always)]
-fn decode_floats<F: FloatFormat>(w: &Matrix<'_>, row: usize, chunk: usize, out: &mut Floats) {
-    let (bytes, len) = w.chunk(row, chunk);
-    let stored: &[F::Block] = bytemuck::cast_slice(bytes);
-    for (out, &stored) in out.0[..len].iter_mut().zip(stored) {
-        *out = F::value(stored);
-    }
-    out.0[len..].fill(0.0);
-    let scales = w.row_scales(row);
-    if !scales.is_empty() {
-        for (i, part) in out.0[..len].chunks_mut(SCALE_BLOCK).enumerate() {
-            let scale = scales[chunk * (CHUNK / SCALE_BLOCK) + i];
-            part.iter_mut().for_each(|x| *x *= scale);
-        }
-    }
-}
-
-/// Signed codes of a chunk, sixteen at a time, and the scale and minimum of each sixteen.
-#[inline(always)]
-fn codes_and_scales<I: Isa, F: Format>(
-    isa: I,
-    w: &Matrix<'_>,
-    row: usize,
-    chunk: usize,
-) -> ([[i8; LANES]; CHUNK / SUB], [(f32, f32); CHUNK / SUB]) {
-    let weights = w.decode::<I, F>(isa, row, chunk);
-    let offset = match F::FAMILY {
-        Family::Grouped => GROUPED_OFFSET,
-        Family::Super => {
-            if F::SIGNED {
-                SUPER_OFFSET
-            } else {
-                0
-            }
-        }
-    };
-    let (d, dmin) = (f16_to_f32(weights.d) * F::D_FACTOR, f16_to_f32(weights.dmin));
-    let unshift = isa.splat_byte(offset.wrapping_neg());
-    let mut codes = [[0; 64]; 4];
-    let mut scales = [(0.0, 0.0); CHUNK / SUB];
-    for q in 0..4 {
-        isa.put(isa.add(weights.codes[q], unshift), &mut codes[q]);
-    }
-    for s in 0..CHUNK / SUB {
-        scales[s] = match F::FAMILY {
-            Family::Grouped => (weights.group_d[s * SUB / GROUP], 0.0),
-            // Exact: an f16 times an integer below 2^13. What is rounded is the product with the code.
-            Family::Super => (d * f32::from(weights.scales[s]), dmin * f32::from(weights.mins[s])),
-        };
-    }
-    (bytemuck::cast(codes), scales)
-}
-
-/// The values of sixteen codes, each product rounded once.
-#[inline(always)]
-fn lane_values<I: Isa, F: Format>(isa: I, codes: &[i8; LANES], (scale, min): (f32, f32)) -> I::F {
-    let value = isa.mul(isa.splat(scale), isa.load_codes(codes));
-    if F::HAS_MIN { isa.fma(isa.splat(min), isa.splat(-1.0), value) } else { value }
-}
-
-/// Sixteens of a chunk that the row has, the last perhaps padded.
-#[inline(always)]
-fn steps(w: &Matrix<'_>, chunk: usize) -> usize {
-    CHUNK.min(w.cols() - chunk * CHUNK).div_ceil(LANES)
-}
-
-/// Adds the products of a tile of `R` rows and `C` columns; accumulators stay in registers.
-#[inline(always)]
-fn tile<I: Isa, const R: usize, const C: usize>(
-    isa: I,
-    w: &[Floats],
-    x: [&[f32; CHUNK]; C],
-    steps: usize,
-    acc: &mut [[[f32; LANES]; R]],
-) {
-    let mut sums = [[isa.splat(0.0); R]; C];
-    for c in 0..C {
-        for r in 0..R {
-            sums[c][r] = isa.load(&acc[c][r]);
-        }
-    }
-    for k in 0..steps.min(CHUNK / LANES) {
-        let mut rows = [isa.splat(0.0); R];
-        for r in 0..R {
-            rows[r] = isa.load(&w[r].0.as_chunks::<LANES>().0[k]);
-        }
-        for c in 0..C {
-            let column = isa.load(&x[c].as_chunks::<LANES>().0[k]);
-            for r in 0..R {
-                sums[c][r] = isa.fma(rows[r], column, sums[c][r]);
-            }
-        }
-    }
-    for c in 0..C {
-        for r in 0..R {
-            isa.store(sums[c][r], &mut acc[c][r]);
-        }
-    }
-}
-
-/// Rows decoded together, so that a column chunk is read once for all of them.
-const ROWS: usize = 4;
-/// Columns whose accumulators are kept between chunks.
-const COLUMNS: usize = 128;
 
 /// `dot(w[row], x[column])` for as many rows from `start` as `out` has room for; for `out` see
 /// [`crate::matmul::Job`]. `x` holds columns of `chunks * 256` floats, zero padded; `pick` maps the `n` wanted
@@ -259,75 +91,213 @@ impl<D: Decode> Op for FloatRows<'_, D> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Self { w, x, n, pick, start, out, .. } = self;
-        rows::<I, D>(isa, w, x, n, |c| pick.map_or(c, |pick| pick[c] as usize), start, out);
+        let chunks = w.chunks();
+        let column = |c: usize| {
+            let at = pick.map_or(c, |pick| pick[c] as usize);
+            &x.as_chunks::<CHUNK>().0[at * chunks..][..chunks]
+        };
+        if n > 1 {
+            return many::<I, D>(isa, w, column, n, start, out);
+        }
+        let (x, format) = (column(0), PhantomData::<D>);
+        let even = start.is_multiple_of(2) && out.len().is_multiple_of(2);
+        match (w.cols(), w.paired()) {
+            (128, Some(w)) if even => isa.enter(One::<D, 128, 2> { w: &w, x, start, out, format }),
+            (cols, _) if cols.is_multiple_of(CHUNK) => {
+                isa.enter(One::<D, CHUNK, 1> { w, x, start, out, format })
+            }
+            _ => isa.enter(One::<D, 0, 1> { w, x, start, out, format }),
+        }
     }
 }
 
+/// Rows that take turns: as many as a multiply-add has cycles.
+const ROWS: usize = 4;
+/// Bytes ahead of their use that the weights of one column are asked for: what memory takes to answer.
+const AHEAD: usize = 4608;
+
+/// One column. Every chunk has `LEN` weights of a row, or, where that is zero, as many as the row has: a function of
+/// its own for the lengths that matter, because a row of 128 weights is over before loops that count have begun. A
+/// row of `w` is `PAIR` rows of the product.
+struct One<'a, D, const LEN: usize, const PAIR: usize> {
+    w: &'a Matrix<'a>,
+    x: &'a [[f32; CHUNK]],
+    start: usize,
+    out: &'a mut [f32],
+    format: PhantomData<D>,
+}
+
+impl<D: Decode, const LEN: usize, const PAIR: usize> Op for One<'_, D, LEN, PAIR> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { w, x, start, out, .. } = self;
+        let chunks = w.chunks();
+        let w = &Rows::of(w);
+        let pairs = ROWS / PAIR;
+        // In turns of four rows and a chunk.
+        let turns = AHEAD.div_ceil(pairs * D::CHUNK_BYTES.min(w.row_bytes));
+        let (groups, turns) = (turns / chunks, turns % chunks);
+        let mut open = [D::closed(), D::closed(), D::closed(), D::closed()];
+        for (panel, out) in out.chunks_mut(LANES).enumerate() {
+            let mut lanes = [isa.splat(0.0); LANES];
+            for group in 0..out.len().div_ceil(ROWS) {
+                // A short last group computes its last row more than once.
+                let mut rows = [(start + panel * LANES) / PAIR; ROWS];
+                for i in 0..pairs {
+                    rows[i] += (group * pairs + i).min((out.len() - 1) / PAIR);
+                }
+                let mut acc = [isa.splat(0.0); ROWS];
+                for chunk in 0..chunks {
+                    // Past the end of these rows come the next ones.
+                    let over = chunk + turns >= chunks;
+                    let at = (groups + usize::from(over)) * pairs * w.row_bytes + turns * D::CHUNK_BYTES
+                        - if over { chunks * D::CHUNK_BYTES } else { 0 };
+                    let (whole, steps) = if LEN > 0 { (LEN / LANES, LEN / LANES) } else { w.steps(chunk) };
+                    let x = x[chunk].as_chunks::<LANES>().0;
+                    for i in 0..pairs {
+                        D::prefetch(isa, w, rows[i], chunk, PAIR * whole, at);
+                        D::open(isa, w, rows[i], chunk, PAIR * whole, &mut open[i]);
+                    }
+                    for s in 0..whole {
+                        let x = isa.load(&x[s]);
+                        for r in 0..ROWS {
+                            let weights = D::lanes(isa, &open[r / PAIR], r % PAIR * whole + s);
+                            acc[r] = isa.fma(weights, x, acc[r]);
+                        }
+                    }
+                    if whole < steps {
+                        for r in 0..ROWS {
+                            acc[r] = isa.fma(D::rest(isa, &open[r]), isa.load(&x[whole]), acc[r]);
+                        }
+                    }
+                }
+                for r in 0..ROWS {
+                    lanes[group * ROWS + r] = acc[r];
+                }
+            }
+            write_sums(isa, &lanes, out);
+        }
+    }
+}
+
+/// Sums of the lanes of up to sixteen rows.
 #[inline(always)]
-fn rows<I: Isa, D: Decode>(
+fn write_sums<I: Isa>(isa: I, lanes: &[I::F; LANES], out: &mut [f32]) {
+    let sums = isa.sum_each(lanes);
+    if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
+        isa.store(sums, out);
+        return;
+    }
+    let mut floats = [0.0; LANES];
+    isa.store(sums, &mut floats);
+    out.copy_from_slice(&floats[..out.len()]);
+}
+
+/// Columns multiplied together where the register file is wide.
+const TILE: usize = 4;
+/// Columns whose accumulators are kept between chunks: with what they multiply, half of a second-level cache.
+const COLUMNS: usize = 128;
+
+/// Rows decoded together: what they and a tile of columns take fits the first-level cache, powers of two apart too.
+const DECODED: usize = 8;
+
+/// Many columns: a chunk of some rows is decoded once for all of them, and stays in the first-level cache while
+/// they pass.
+#[inline(always)]
+fn many<'a, I: Isa, D: Decode>(
     isa: I,
     w: &Matrix<'_>,
-    x: &[f32],
+    column: impl Fn(usize) -> &'a [[f32; CHUNK]],
     n: usize,
-    pick: impl Fn(usize) -> usize,
     start: usize,
     out: &mut [f32],
 ) {
-    let chunks = w.chunks();
-    let column = |c: usize, chunk: usize| -> &[f32; CHUNK] {
-        x[(pick(c) * chunks + chunk) * CHUNK..][..CHUNK]
-            .try_into()
-            .expect("columns are padded to whole chunks")
-    };
-    if n == 1 {
-        for (r, out) in out.iter_mut().enumerate() {
-            let mut acc = isa.splat(0.0);
-            for chunk in 0..chunks {
-                acc = D::dot(isa, w, start + r, chunk, column(0, chunk), acc);
-            }
-            *out = isa.sum(acc);
-        }
-        return;
-    }
-    let mut rows = vec![Floats::ZERO; ROWS];
-    let mut acc = vec![[[0.0; LANES]; ROWS]; COLUMNS.min(n)];
-    let n_rows = out.len() / n;
-    for first in (0..n_rows).step_by(ROWS) {
-        let r_n = ROWS.min(n_rows - first);
+    let (w, chunks) = (&Rows::of(w), w.chunks());
+    let mut rows = vec![Floats::ZERO; DECODED];
+    // Four rows of every column together: what takes turns in the cache lies together.
+    let width = COLUMNS.min(n);
+    let mut acc = vec![[[0.0; LANES]; ROWS]; LANES / ROWS * width];
+    for (panel, out) in out.chunks_mut(LANES * n).enumerate() {
+        let count = out.len() / n;
         for c0 in (0..n).step_by(COLUMNS) {
             let c_n = COLUMNS.min(n - c0);
-            acc[..c_n].fill([[0.0; LANES]; ROWS]);
-            for chunk in 0..chunks {
-                for (r, row) in rows[..r_n].iter_mut().enumerate() {
-                    D::decode(isa, w, start + first + r, chunk, row);
+            for turn in 0..count.div_ceil(DECODED) * chunks {
+                let (part, chunk) = (turn / chunks * DECODED, turn % chunks);
+                let r_n = DECODED.min(count - part);
+                for r in 0..r_n {
+                    D::decode(isa, w, start + panel * LANES + part + r, chunk, &mut rows[r]);
                 }
+                let (_, steps) = w.steps(chunk);
+                // Rows past the end of the matrix come along, zero or left over, as far as a tile reaches.
+                let rows = &rows.as_chunks::<ROWS>().0[..r_n.div_ceil(ROWS)];
                 let mut c = 0;
-                if I::WIDE {
-                    while c + 4 <= c_n {
-                        let x = std::array::from_fn(|i| column(c0 + c + i, chunk));
-                        tile::<I, ROWS, 4>(isa, &rows, x, steps(w, chunk), &mut acc[c..c + 4]);
-                        c += 4;
+                while c < c_n {
+                    let at = |group: usize| (part / ROWS + group) * width + c;
+                    if I::WIDE && c + TILE <= c_n {
+                        let mut x = [&column(c0 + c)[chunk]; TILE];
+                        for i in 1..TILE {
+                            x[i] = &column(c0 + c + i)[chunk];
+                        }
+                        for (group, rows) in rows.iter().enumerate() {
+                            tile::<I, TILE>(isa, rows, x, steps, chunk == 0, &mut acc[at(group)..]);
+                        }
+                        c += TILE;
+                    } else {
+                        let x = [&column(c0 + c)[chunk]];
+                        for (group, rows) in rows.iter().enumerate() {
+                            tile::<I, 1>(isa, rows, x, steps, chunk == 0, &mut acc[at(group)..]);
+                        }
+                        c += 1;
                     }
                 }
-                while c < c_n {
-                    tile::<I, ROWS, 1>(
-                        isa,
-                        &rows,
-                        [column(c0 + c, chunk)],
-                        steps(w, chunk),
-                        &mut acc[c..c + 1],
-                    );
-                    c += 1;
-                }
             }
-            let panel = first / LANES * LANES;
-            let count = LANES.min(n_rows - panel);
             for c in 0..c_n {
-                for r in 0..r_n {
-                    let at = panel * n + (c0 + c) * count + first - panel + r;
-                    out[at] = isa.sum(isa.load(&acc[c][r]));
+                let mut lanes = [isa.splat(0.0); LANES];
+                for r in 0..LANES {
+                    lanes[r] = isa.load(&acc[r / ROWS * width + c][r % ROWS]);
                 }
+                write_sums(isa, &lanes, &mut out[(c0 + c) * count..][..count]);
             }
+        }
+    }
+}
+
+/// Adds the products of four rows and `C` columns to `acc`, or starts it with them; accumulators stay in registers.
+#[inline(always)]
+fn tile<I: Isa, const C: usize>(
+    isa: I,
+    w: &[Floats; ROWS],
+    x: [&[f32; CHUNK]; C],
+    steps: usize,
+    starts: bool,
+    acc: &mut [[[f32; LANES]; ROWS]],
+) {
+    let acc = &mut acc[..C];
+    let mut sums = [[isa.splat(0.0); ROWS]; C];
+    if !starts {
+        for c in 0..C {
+            for r in 0..ROWS {
+                sums[c][r] = isa.load(&acc[c][r]);
+            }
+        }
+    }
+    for k in 0..steps.min(CHUNK / LANES) {
+        let mut rows = [isa.splat(0.0); ROWS];
+        for r in 0..ROWS {
+            rows[r] = isa.load(&w[r].0.as_chunks::<LANES>().0[k]);
+        }
+        for c in 0..C {
+            let column = isa.load(&x[c].as_chunks::<LANES>().0[k]);
+            for r in 0..ROWS {
+                sums[c][r] = isa.fma(rows[r], column, sums[c][r]);
+            }
+        }
+    }
+    for c in 0..C {
+        for r in 0..ROWS {
+            isa.store(sums[c][r], &mut acc[c][r]);
         }
     }
 }

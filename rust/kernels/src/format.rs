@@ -4,7 +4,7 @@
 //! [`formats!`] below; a new format is one file in `formats/` and one line here.
 
 use crate::chunk::{CHUNK, Weights};
-use crate::isa::Isa;
+use crate::isa::{Isa, LANES};
 use bytemuck::Pod;
 
 /// How a block-quantized format scales its codes (see [`crate::chunk`]).
@@ -61,8 +61,10 @@ pub trait Format: Copy + Send + Sync + 'static {
 pub trait FloatFormat: Copy + Send + Sync + 'static {
     /// One stored weight.
     type Block: Pod;
-    /// The weight's value before any block scale.
-    fn value(stored: Self::Block) -> f32;
+    /// Whether the matrix has block scales.
+    const SCALED: bool = false;
+    /// The values of sixteen weights before any block scale. Must be `#[inline(always)]`.
+    fn lanes<I: Isa>(isa: I, stored: &[Self::Block; LANES]) -> I::F;
 }
 
 macro_rules! formats {

@@ -55,10 +55,16 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The sum of the lanes in the one fixed order: `i + 8`, `i + 4`, `i + 2`, `i + 1`.
     fn sum(self, x: Self::F) -> f32;
+    /// Lane `r` is [`Isa::sum`] of `x[r]`.
+    fn sum_each(self, x: &[Self::F; LANES]) -> Self::F;
     /// Eight little-endian f16 to f32.
     fn halves(self, x: [[u8; 2]; 8]) -> [f32; 8];
     /// Loads sixteen f16 values, exactly.
     fn load_half(self, x: &[u16; LANES]) -> Self::F;
+    /// Loads sixteen bf16 values, exactly.
+    fn load_brain(self, x: &[u16; LANES]) -> Self::F;
+    /// Loads sixteen E4M3 values, exactly.
+    fn load_e4m3(self, x: &[u8; LANES]) -> Self::F;
     /// Loads sixteen signed bytes as numbers.
     fn load_codes(self, x: &[i8; LANES]) -> Self::F;
     /// Stores sixteen lanes as f16, rounded to nearest even.

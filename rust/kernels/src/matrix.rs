@@ -123,6 +123,18 @@ impl<'a> Matrix<'a> {
         padded
     }
 
+    /// All weights, row after row.
+    #[inline(always)]
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.data
+    }
+
+    /// Every two rows taken for one; none where a row is left over or has scales beside its weights.
+    pub(crate) fn paired(&self) -> Option<Self> {
+        let even = self.rows.is_multiple_of(2) && self.scales.is_empty();
+        even.then(|| Self { rows: self.rows / 2, cols: 2 * self.cols, ..*self })
+    }
+
     /// Decodes chunk `chunk` of row `row`, and asks for the same chunk sixteen rows further on, where panels
     /// go next. Past the end of a short row the scales are zero.
     #[inline(always)]

@@ -328,13 +328,17 @@ fn results_do_not_depend_on_threads() {
     }
 }
 
-/// Rows longer than what one column reads at a time, with and without a rest, and more columns than any tile or
-/// block of columns: against each column alone, on every level.
+/// Rows longer than what one column reads at a time, with and without a rest; more columns than any tile or block
+/// of columns; rows of 128, which go in pairs where there is an even number of them.
+const SHAPES: [(usize, usize, usize); 7] =
+    [(17, 2048, 3), (16, 2304, 1), (1, 4352, 2), (5, 256, 131), (22, 128, 1), (35, 128, 1), (6, 128, 21)];
+
+/// Each of [`SHAPES`] against each column alone, on every level.
 #[test]
 fn long_rows_and_many_columns() {
     let _guard = GLOBALS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     for &ty in Type::ALL {
-        for (rows, cols, n) in [(17, 2048, 3), (16, 2304, 1), (1, 4352, 2), (5, 256, 131)] {
+        for (rows, cols, n) in SHAPES.into_iter().filter(|shape| shape.1.is_multiple_of(ty.block())) {
             let case = Case { rows, cols, n, contents: Contents::Random, seed: 7 };
             let mut rng = Rng(case.seed);
             let bytes = weights(ty, &mut rng, &case);

@@ -130,9 +130,23 @@ impl Op for All<'_> {
         };
         let halves16: [u16; 32] = bytemuck::cast(bytes[8]);
         keep(isa.load_half(halves16[..16].try_into().unwrap()));
+        keep(isa.load_brain(halves16[..16].try_into().unwrap()));
+        keep(isa.load_e4m3(sixteen(9)));
         keep(isa.load_codes(bytemuck::cast_ref(sixteen(9))));
         let groups: [[f32; 8]; LANES] = std::array::from_fn(|r| isa.halves(bytemuck::cast(*sixteen(r))));
         isa.transpose_groups(&groups).into_iter().for_each(&mut keep);
+        // Magnitudes apart, so that another order of additions rounds to another sum.
+        let mut rows = [isa.splat(0.0); LANES];
+        for r in 0..LANES {
+            let codes: &[i8; 64] = bytemuck::cast_ref(&bytes[r]);
+            let (codes, _) = codes.as_chunks::<LANES>();
+            let low = isa.fma(isa.load_codes(&codes[0]), isa.splat(1e-6), isa.load_codes(&codes[1]));
+            rows[r] = isa.fma(isa.mul(isa.load_codes(&codes[2]), isa.load_codes(&codes[3])), low, low);
+        }
+        for r in 0..LANES {
+            keep(isa.splat(isa.sum(rows[r])));
+        }
+        keep(isa.sum_each(&rows));
         let shorts = vec![isa.twice(at8), isa.widen(bytemuck::cast(*sixteen(10))), isa.spread(q[11], &at8)];
         Found { bytes: found, ints, floats, shorts }
     }

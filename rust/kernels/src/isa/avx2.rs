@@ -121,6 +121,33 @@ pub(super) unsafe fn sum_f32(x: __m256) -> f32 {
     }
 }
 
+/// Lane sums of eight rows from `first`, each in the order `i + 8`, `i + 4`, `i + 2`, `i + 1`.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
+#[inline(always)]
+unsafe fn sum8_f32(x: &[(__m256, __m256); LANES], first: usize) -> __m256 {
+    // SAFETY: register operations only; AVX2 by the caller's token.
+    unsafe {
+        // Row 4 h + j goes by way of register j into half h.
+        let mut four = [_mm256_setzero_ps(); 4];
+        for j in 0..4 {
+            let (a, b) = (x[first + j], x[first + 4 + j]);
+            let (a, b) = (_mm256_add_ps(a.0, a.1), _mm256_add_ps(b.0, b.1));
+            let (low, high) = (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+            four[j] = _mm256_add_ps(low, high);
+        }
+        let mut two = [_mm256_setzero_ps(); 2];
+        for j in 0..2 {
+            let (a, b) = (_mm256_castps_pd(four[2 * j]), _mm256_castps_pd(four[2 * j + 1]));
+            let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+            two[j] = _mm256_add_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high));
+        }
+        let (low, high) =
+            (_mm256_shuffle_ps::<0x88>(two[0], two[1]), _mm256_shuffle_ps::<0xdd>(two[0], two[1]));
+        _mm256_add_ps(low, high)
+    }
+}
+
 /// Two 64-bit words. By way of vector loads where they come from memory.
 /// # Safety
 /// The CPU must have AVX2: the caller holds the level's token.
@@ -279,6 +306,12 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn sum_each(self, x: &[Self::F; LANES]) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { (sum8_f32(x, 0), sum8_f32(x, 8)) }
+    }
+
+    #[inline(always)]
     fn halves(self, x: [[u8; 2]; 8]) -> [f32; 8] {
         // SAFETY: see the head of the file.
         unsafe { halves(x) }
@@ -290,6 +323,37 @@ impl Isa for Avx2 {
         unsafe {
             let low = _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast()));
             (low, _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(8).cast())))
+        }
+    }
+
+    #[inline(always)]
+    fn load_brain(self, x: &[u16; LANES]) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().add(8).cast()));
+            (
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn load_e4m3(self, x: &[u8; LANES]) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe {
+            // Sign and magnitude where f16 has them; the product moves the exponent from bias 7 to bias 15. Not by
+            // way of f32 alone, where small numbers would be subnormal, which is slow.
+            let x = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
+            let bits = _mm256_and_si256(_mm256_slli_epi16::<7>(x), _mm256_set1_epi16(0xbf80_u16 as i16));
+            let largest = _mm256_set1_epi16(0x3f80);
+            let nan = _mm256_cmpeq_epi16(_mm256_and_si256(bits, largest), largest);
+            let bits = _mm256_or_si256(bits, _mm256_and_si256(nan, _mm256_set1_epi16(0x7e00)));
+            let low = _mm256_cvtph_ps(_mm256_castsi256_si128(bits));
+            let high = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(bits));
+            let factor = _mm256_set1_ps(256.0);
+            (_mm256_mul_ps(low, factor), _mm256_mul_ps(high, factor))
         }
     }
 

@@ -150,6 +150,28 @@ unsafe fn entries4(table: &[[u8; 8]; 2048], at: u64) -> __m256i {
     }
 }
 
+/// Lanes `i` and `i + 8` added up: those of `a`, then those of `b`.
+/// # Safety
+/// The CPU must have AVX-512: the caller holds the level's token.
+#[inline(always)]
+unsafe fn fold8(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: register operations only; AVX-512 by the caller's token.
+    unsafe { _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b)) }
+}
+
+/// Lanes `i` and `i + 2` of each 128-bit block added up: those of `a`, then those of `b`.
+/// # Safety
+/// The CPU must have AVX-512: the caller holds the level's token.
+#[inline(always)]
+unsafe fn fold2(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: register operations only; AVX-512 by the caller's token.
+    unsafe {
+        let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+        _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+    }
+}
+
 /// Row `r` and row `r + 4`.
 /// # Safety
 /// The CPU must have AVX-512: the caller holds the level's token.
@@ -216,6 +238,23 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
     }
 
     #[inline(always)]
+    fn sum_each(self, x: &[Self::F; LANES]) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe {
+            // Each addition meets lanes of every row at the distance that its turn in the order asks for. Row
+            // 4 b + j goes by way of register j into block b.
+            let mut four = [_mm512_setzero_ps(); 4];
+            for j in 0..4 {
+                let (a, b) = (fold8(x[j], x[4 + j]), fold8(x[8 + j], x[12 + j]));
+                let (low, high) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                four[j] = _mm512_add_ps(low, high);
+            }
+            let (a, b) = (fold2(four[0], four[1]), fold2(four[2], four[3]));
+            _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b))
+        }
+    }
+
+    #[inline(always)]
     fn halves(self, x: [[u8; 2]; 8]) -> [f32; 8] {
         // SAFETY: see the head of the file.
         unsafe { avx2::halves(x) }
@@ -225,6 +264,30 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
     fn load_half(self, x: &[u16; LANES]) -> Self::F {
         // SAFETY: see the head of the file.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn load_brain(self, x: &[u16; LANES]) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x))
+        }
+    }
+
+    #[inline(always)]
+    fn load_e4m3(self, x: &[u8; LANES]) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe {
+            // Sign and magnitude where f16 has them; the product moves the exponent from bias 7 to bias 15. Not by
+            // way of f32 alone, where small numbers would be subnormal, which is slow.
+            let x = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
+            let bits = _mm256_and_si256(_mm256_slli_epi16::<7>(x), _mm256_set1_epi16(0xbf80_u16 as i16));
+            let largest = _mm256_set1_epi16(0x3f80);
+            let nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(bits, largest), largest);
+            let bits = _mm256_mask_mov_epi16(bits, nan, _mm256_set1_epi16(0x7e00));
+            _mm512_mul_ps(_mm512_cvtph_ps(bits), _mm512_set1_ps(256.0))
+        }
     }
 
     #[inline(always)]

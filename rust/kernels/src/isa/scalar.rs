@@ -5,7 +5,7 @@
 
 use super::{Isa, LANES};
 use crate::chunk::{ActChunk, GROUP, GROUPED_OFFSET, SUB, SUPER_OFFSET};
-use crate::convert::{f16_to_f32, f32_to_f16};
+use crate::convert::{bf16_to_f32, e4m3_to_f32, f16_to_f32, f32_to_f16};
 use crate::dispatch::Op;
 
 /// Plain Rust.
@@ -70,6 +70,11 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
+    fn sum_each(self, x: &[Self::F; LANES]) -> Self::F {
+        x.map(|x| self.sum(x))
+    }
+
+    #[inline(always)]
     fn halves(self, x: [[u8; 2]; 8]) -> [f32; 8] {
         x.map(|x| f16_to_f32(u16::from_le_bytes(x)))
     }
@@ -77,6 +82,16 @@ impl Isa for Scalar {
     #[inline(never)]
     fn load_half(self, x: &[u16; LANES]) -> Self::F {
         x.map(f16_to_f32)
+    }
+
+    #[inline(never)]
+    fn load_brain(self, x: &[u16; LANES]) -> Self::F {
+        x.map(bf16_to_f32)
+    }
+
+    #[inline(never)]
+    fn load_e4m3(self, x: &[u8; LANES]) -> Self::F {
+        x.map(e4m3_to_f32)
     }
 
     #[inline(never)]
