@@ -25,6 +25,9 @@ use std::marker::PhantomData;
 /// Columns multiplied together where the register file is wide; half as many elsewhere.
 const TILE: usize = 8;
 
+/// Columns that meet all panels of a task before the next ones do: their activations stay in the second-level cache.
+const BLOCK: usize = 128;
+
 /// Sixteen rows of one chunk, lanes first.
 #[derive(Clone, Copy, Zeroable)]
 #[repr(C, align(64))]
@@ -51,7 +54,8 @@ struct RowBuffer {
     scales: [[u8; 64]; LANES],
 }
 
-/// Rows `start..` times the `n` columns that `pick` names, all when none; `acts` is `[chunks][all columns]`. For `out` see [`crate::matmul::Job`].
+/// Rows `start..` times the `n` columns that `pick` names, all when none; `acts` is `[chunks][all columns]`. For
+/// `out` see [`crate::matmul::Job`].
 #[inline(always)]
 pub(crate) fn rows<I: Isa, F: Format>(
     isa: I,
@@ -66,48 +70,54 @@ pub(crate) fn rows<I: Isa, F: Format>(
     let all = acts.len() / chunks;
     let mut panel = Box::new(Panel::zeroed());
     let mut buffer = Box::new(RowBuffer::zeroed());
-    let mut acc = vec![[0.0; LANES]; n];
-    for (p, out) in out.chunks_mut(LANES * n).enumerate() {
-        let count = out.len() / n;
-        acc.fill([0.0; LANES]);
-        for chunk in 0..chunks {
-            let first = start + p * LANES;
-            let (buffer, panel) = (&mut buffer, &mut panel);
-            if w.is_repacked() {
-                let record = Record::<F>::new(&w.records::<F>(first)[chunk * F::SIZE..]);
-                isa.enter(Unpack { record, panel });
-            } else {
-                isa.enter(Build::<F> { w, first, count, chunk, buffer, panel, format: PhantomData });
-            }
-            let acts = &acts[chunk * all..][..all];
-            let panel = &*panel;
-            let acc = &mut acc[..];
-            let shifted = F::SHIFTED && w.is_repacked();
-            match (F::FAMILY, F::SUB == SUB, F::SIGNED, F::HAS_MIN) {
-                (Family::Grouped, ..) => tiles::<I, Grouped>(isa, panel, acts, pick, acc),
-                (_, false, true, _) if shifted => {
-                    tiles::<I, Super<32, true, IN_SCALES>>(isa, panel, acts, pick, acc)
+    let mut acc = vec![[0.0; LANES]; n.min(BLOCK)];
+    for from in (0..n).step_by(BLOCK) {
+        let acc = &mut acc[..BLOCK.min(n - from)];
+        let pick = pick.map(|pick| &pick[from..][..acc.len()]);
+        for (p, out) in out.chunks_mut(LANES * n).enumerate() {
+            let (first, count) = (start + p * LANES, out.len() / n);
+            acc.fill([0.0; LANES]);
+            for chunk in 0..chunks {
+                let (buffer, panel) = (&mut buffer, &mut panel);
+                if w.is_repacked() {
+                    let record = Record::<F>::new(&w.records::<F>(first)[chunk * F::SIZE..]);
+                    isa.enter(Unpack { record, panel });
+                } else {
+                    isa.enter(Build::<F> { w, first, count, chunk, buffer, panel, format: PhantomData });
                 }
-                (_, false, false, false) => tiles::<I, Super<32, false, NONE>>(isa, panel, acts, pick, acc),
-                (_, false, false, true) => tiles::<I, Super<32, false, OWN>>(isa, panel, acts, pick, acc),
-                (_, false, true, false) => tiles::<I, Super<32, true, NONE>>(isa, panel, acts, pick, acc),
-                (_, false, true, true) => tiles::<I, Super<32, true, OWN>>(isa, panel, acts, pick, acc),
-                (_, true, false, false) => tiles::<I, Super<16, false, NONE>>(isa, panel, acts, pick, acc),
-                (_, true, false, true) => tiles::<I, Super<16, false, OWN>>(isa, panel, acts, pick, acc),
-                (_, true, true, false) => tiles::<I, Super<16, true, NONE>>(isa, panel, acts, pick, acc),
-                (_, true, true, true) => tiles::<I, Super<16, true, OWN>>(isa, panel, acts, pick, acc),
+                let acts = &acts[chunk * all..][..all];
+                multiply::<I, F>(isa, w, panel, if pick.is_some() { acts } else { &acts[from..] }, pick, acc);
             }
-        }
-        for (c, lanes) in acc.iter().enumerate() {
-            write_panel(lanes, c, count, out);
+            for (c, lanes) in acc.iter().enumerate() {
+                out[(from + c) * count..][..count].copy_from_slice(&lanes[..count]);
+            }
         }
     }
 }
 
-/// Writes sixteen rows' results for column `c` into a panel of `count` rows.
+/// Adds the products of a panel and some columns to `acc`.
 #[inline(always)]
-fn write_panel(lanes: &[f32; LANES], c: usize, count: usize, out: &mut [f32]) {
-    out[c * count..][..count].copy_from_slice(&lanes[..count]);
+fn multiply<I: Isa, F: Format>(
+    isa: I,
+    w: &Matrix<'_>,
+    panel: &Panel,
+    acts: &[ActChunk],
+    pick: Option<&[u32]>,
+    acc: &mut [[f32; LANES]],
+) {
+    let shifted = F::SHIFTED && w.is_repacked();
+    match (F::FAMILY, F::SUB == SUB, F::SIGNED, F::HAS_MIN) {
+        (Family::Grouped, ..) => tiles::<I, Grouped>(isa, panel, acts, pick, acc),
+        (_, false, true, _) if shifted => tiles::<I, Super<32, true, IN_SCALES>>(isa, panel, acts, pick, acc),
+        (_, false, false, false) => tiles::<I, Super<32, false, NONE>>(isa, panel, acts, pick, acc),
+        (_, false, false, true) => tiles::<I, Super<32, false, OWN>>(isa, panel, acts, pick, acc),
+        (_, false, true, false) => tiles::<I, Super<32, true, NONE>>(isa, panel, acts, pick, acc),
+        (_, false, true, true) => tiles::<I, Super<32, true, OWN>>(isa, panel, acts, pick, acc),
+        (_, true, false, false) => tiles::<I, Super<16, false, NONE>>(isa, panel, acts, pick, acc),
+        (_, true, false, true) => tiles::<I, Super<16, false, OWN>>(isa, panel, acts, pick, acc),
+        (_, true, true, false) => tiles::<I, Super<16, true, NONE>>(isa, panel, acts, pick, acc),
+        (_, true, true, true) => tiles::<I, Super<16, true, OWN>>(isa, panel, acts, pick, acc),
+    }
 }
 
 /// Decodes one chunk of sixteen rows.
@@ -296,13 +306,14 @@ fn tile<I: Isa, K: Kind, const C: usize>(
     acc: &mut [[f32; LANES]],
 ) {
     let columns = columns.first_chunk::<C>().expect("no more than a tile");
+    let acc = acc.first_chunk_mut::<C>().expect("as many as columns");
     isa.enter(Tile { panel, columns, acc, kind: PhantomData::<K> });
 }
 
 /// How the sums of a tile are scaled.
 trait Kind {
     /// Adds the products of the panel and `C` columns to `acc`.
-    fn tile<I: Isa, const C: usize>(isa: I, panel: &Panel, a: [&ActChunk; C], acc: &mut [[f32; LANES]]);
+    fn tile<I: Isa, const C: usize>(isa: I, panel: &Panel, a: [&ActChunk; C], acc: &mut [[f32; LANES]; C]);
 }
 
 /// [`Family::Grouped`].
@@ -310,7 +321,7 @@ struct Grouped;
 
 impl Kind for Grouped {
     #[inline(always)]
-    fn tile<I: Isa, const C: usize>(isa: I, panel: &Panel, a: [&ActChunk; C], acc: &mut [[f32; LANES]]) {
+    fn tile<I: Isa, const C: usize>(isa: I, panel: &Panel, a: [&ActChunk; C], acc: &mut [[f32; LANES]; C]) {
         let quads: [&[i32; 64]; C] = a.map(|a| bytemuck::cast_ref(&a.codes));
         let mut f = [isa.splat(0.0); C];
         for c in 0..C {
@@ -349,7 +360,7 @@ struct Super<const SUB: usize, const SIGNED: bool, const MINS: u8>;
 
 impl<const SUB: usize, const SIGNED: bool, const MINS: u8> Kind for Super<SUB, SIGNED, MINS> {
     #[inline(always)]
-    fn tile<I: Isa, const C: usize>(isa: I, panel: &Panel, a: [&ActChunk; C], acc: &mut [[f32; LANES]]) {
+    fn tile<I: Isa, const C: usize>(isa: I, panel: &Panel, a: [&ActChunk; C], acc: &mut [[f32; LANES]; C]) {
         let quads: [&[i32; 64]; C] = a.map(|a| bytemuck::cast_ref(&a.codes));
         let mut total = [isa.splat_i32(0); C];
         for s in 0..CHUNK / SUB {
@@ -401,7 +412,7 @@ impl<const SUB: usize, const SIGNED: bool, const MINS: u8> Kind for Super<SUB, S
 struct Tile<'a, K, const C: usize> {
     panel: &'a Panel,
     columns: &'a [&'a ActChunk; C],
-    acc: &'a mut [[f32; LANES]],
+    acc: &'a mut [[f32; LANES]; C],
     kind: PhantomData<K>,
 }
 

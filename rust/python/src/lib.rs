@@ -8,6 +8,7 @@
 mod blocks;
 mod error;
 mod gguf;
+mod memory;
 mod quantize;
 mod tensor;
 
@@ -86,6 +87,8 @@ fn set_isa(name: &str) -> PyResult<()> {
 
 #[pymodule]
 mod _core {
+    use pyo3::prelude::*;
+
     #[pymodule_export]
     use super::blocks::{Cache, FfnBlock, Gqa, Head, Mla, Observer, cache_types};
     #[pymodule_export]
@@ -94,6 +97,11 @@ mod _core {
     use super::quantize::{solve, types};
     #[pymodule_export]
     use super::tensor::Tensor;
+    #[pymodule_init]
+    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::memory::keep_what_is_freed();
+        Ok(())
+    }
     #[pymodule_export]
     use super::{
         after_fork, isa, isa_available, profile, profile_take, read_bandwidth, set_isa, set_threads, threads,

@@ -260,7 +260,9 @@ impl Isa for Avx2 {
     const WIDE: bool = false;
     const BYTE_PERMUTE: bool = false;
 
-    #[inline(always)]
+    // Not inlined, or LLVM would make one function of all of them; on a function with target features of its own
+    // the compiler does not heed the attribute.
+    #[inline(never)]
     fn enter<O: Op>(self, op: O) -> O::Out {
         // SAFETY: see the head of the file.
         unsafe { enter(self, op) }

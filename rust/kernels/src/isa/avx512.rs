@@ -193,7 +193,9 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
     const WIDE: bool = true;
     const BYTE_PERMUTE: bool = VBMI;
 
-    #[inline(always)]
+    // Not inlined, or LLVM would make one function of all of them; on a function with target features of its own
+    // the compiler does not heed the attribute.
+    #[inline(never)]
     fn enter<O: Op>(self, op: O) -> O::Out {
         // SAFETY: this token proves the features of its own level.
         unsafe { if VBMI { enter_vbmi(Avx512::<true>(()), op) } else { enter(Avx512::<false>(()), op) } }
