@@ -208,7 +208,6 @@ impl<F: Format> Op for Unpack<'_, F> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Self { record, panel } = self;
-        record.prefetch(isa, F::SIZE);
         for (g, words) in panel.codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
             let codes = record.codes(isa, g);
             for k in 0..8 {

@@ -328,14 +328,6 @@ impl<'a, F: Format> Record<'a, F> {
         out
     }
 
-    /// Asks for as many bytes as a record has, `ahead` of it.
-    #[inline(always)]
-    pub(crate) fn prefetch<I: Isa>(&self, isa: I, ahead: usize) {
-        for line in 0..F::SIZE / 64 {
-            isa.prefetch(self.bytes, ahead + 64 * line);
-        }
-    }
-
     /// Float scale `f`: of group `f`, or `d` and `dmin`.
     #[inline(always)]
     pub(crate) fn floats<I: Isa>(&self, isa: I, f: usize) -> I::F {

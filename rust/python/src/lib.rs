@@ -57,8 +57,11 @@ fn profile_take() -> Vec<(&'static str, u64, u64, u64, u64)> {
 #[pyfunction]
 #[pyo3(signature = (bytes=1 << 30, passes=5))]
 fn read_bandwidth(py: Python<'_>, bytes: usize, passes: usize) -> PyResult<f64> {
-    let found = py.detach(|| kernels::bandwidth::read(bytes, passes));
-    found.ok_or_else(|| error::usage(format!("bandwidth: no memory for a buffer of {bytes} bytes")))
+    // As weights lie when they are repacked: large pages where the system has them.
+    let found = py.detach(|| Ok(kernels::bandwidth::read(&mut memory::reserve(bytes.max(1 << 22))?, passes)));
+    found.map_err(|e: std::io::Error| {
+        error::usage(format!("bandwidth: no memory for a buffer of {bytes} bytes: {e}"))
+    })
 }
 
 /// The instruction set in use.

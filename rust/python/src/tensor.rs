@@ -1,6 +1,6 @@
 //! Weights as Python sees them: a format, a shape, and bytes that somebody else owns.
 
-use crate::error;
+use crate::{error, memory};
 use kizami_kernels::matmul::{Columns, Precision, dequantize, matmul};
 use kizami_kernels::{Matrix, Type, par, repack, repacked_bytes};
 use numpy::{
@@ -261,10 +261,7 @@ impl Tensor {
             }
         };
         let memory = py.detach(|| {
-            let mut memory = memmap2::MmapMut::map_anon(size)?;
-            // Large pages: a token reads all over the weights. Where there are none, small ones will do.
-            #[cfg(target_os = "linux")]
-            let _ = memory.advise(memmap2::Advice::HugePage);
+            let mut memory = memory::reserve(size)?;
             for (w, out) in self.matrices().iter().zip(memory.chunks_exact_mut(size / self.mats)) {
                 repack(w, out).expect("a block format, and memory of its size");
             }
