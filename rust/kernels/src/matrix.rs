@@ -123,15 +123,15 @@ impl<'a> Matrix<'a> {
         padded
     }
 
-    /// All weights, row after row.
+    /// All weights, as they lie.
     #[inline(always)]
     pub(crate) fn bytes(&self) -> &'a [u8] {
         self.data
     }
 
-    /// Every two rows taken for one; none where a row is left over or has scales beside its weights.
+    /// Every two rows taken for one; none where a row is left over or does not lie in one piece.
     pub(crate) fn paired(&self) -> Option<Self> {
-        let even = self.rows.is_multiple_of(2) && self.scales.is_empty();
+        let even = self.rows.is_multiple_of(2) && self.scales.is_empty() && !self.repacked;
         even.then(|| Self { rows: self.rows / 2, cols: 2 * self.cols, ..*self })
     }
 
@@ -140,8 +140,7 @@ impl<'a> Matrix<'a> {
     #[inline(always)]
     pub(crate) fn decode<I: Isa, F: Format>(&self, isa: I, row: usize, chunk: usize) -> Weights<I> {
         if self.repacked {
-            let record = Record::<F>::new(&self.records::<F>(row)[chunk * F::SIZE..]);
-            return record.row(isa, row % LANES);
+            return self.decode_repacked::<I, F>(isa, row, chunk);
         }
         let (bytes, len) = self.chunk(row, chunk);
         let ahead = LANES * (self.cols / F::BLOCK * size_of::<F::Block>());
@@ -152,6 +151,12 @@ impl<'a> Matrix<'a> {
             return F::decode(isa, bytemuck::from_bytes(bytes));
         }
         F::decode(isa, &self.last_chunk::<F>(row))
+    }
+
+    /// [`Matrix::decode`] of repacked rows.
+    #[inline(always)]
+    pub(crate) fn decode_repacked<I: Isa, F: Format>(&self, isa: I, row: usize, chunk: usize) -> Weights<I> {
+        Record::<F>::new(&self.records::<F>(row)[chunk * F::SIZE..]).row(isa, row % LANES)
     }
 
     /// The FP8 block scales along `row`; empty for other formats.

@@ -173,6 +173,7 @@ impl<F: Format> Decode for OfBlocks<F> {
         // What fills a chunk past the end of a short row is the next row's; only the last needs a copy.
         let start = row * w.row_bytes + chunk * Self::CHUNK_BYTES;
         let weights = match w.data.get(start..start + Self::CHUNK_BYTES) {
+            _ if w.w.is_repacked() => w.w.decode_repacked::<I, F>(isa, row, chunk),
             Some(chunk) => F::decode(isa, bytemuck::from_bytes(chunk)),
             None => F::decode(isa, &w.w.last_chunk::<F>(row)),
         };
