@@ -7,7 +7,7 @@ import pytest
 
 import kizami
 from commandline import kizami as command
-from kizami import _core, repack, system
+from kizami import _core, engine, repack, system
 from kizami.demo import EMBEDDED
 from kizami.errors import FormatError, UsageError
 from kizami.models import build
@@ -54,7 +54,7 @@ def test_a_model_is_the_same_either_way(q4k, restore_settings):
     packed = kizami.load(q4k, repack="always")
     assert not any(plain.tensors[name].repacked for name in plain.source)
     assert packed.tensors["blk.0.attn_output.weight"].repacked
-    for part in packed._architecture.rows:
+    for part in packed._architecture.as_rows:
         assert not any(packed.tensors[name].repacked for name in packed.source if f"{part}." in name)
     for isa in _core.isa_available():
         _core.set_isa(isa)
@@ -71,6 +71,43 @@ def test_auto_asks_for_free_memory(q4k, monkeypatch):
     assert kizami.load(q4k, repack="always").tensors[name].repacked
     with pytest.raises(UsageError, match="repack: found 'some', expected one of auto, always, never"):
         kizami.load(q4k, repack="some")
+
+
+def test_always_refuses_what_the_machine_cannot_hold(q4k, monkeypatch):
+    monkeypatch.setattr(system, "memory", lambda: 1000)
+    refused = command("run", q4k, "Hi", "--repack", "always", code=2)
+    assert "expected no more than the memory of 1000" in refused.stderr and "--repack never" in refused.stderr
+
+
+def test_no_memory_ends_in_one_line(q4k, monkeypatch):
+    def full(*_: object) -> None:
+        raise MemoryError("5 bytes for weights")
+
+    monkeypatch.setattr(repack, "ChainMap", full)
+    refused = command("run", q4k, "Hi", code=74)
+    assert "not enough memory: 5 bytes for weights" in refused.stderr and "--repack never" in refused.stderr
+
+
+def test_a_model_is_built_again_only_if_something_was_repacked(q4k, monkeypatch):
+    built: list[str] = []
+
+    def counting(*args: object) -> object:
+        built.append("once")
+        return build(*args)
+
+    monkeypatch.setattr(engine, "build", counting)
+    for path, choice, expected in ((q4k, "never", 1), (q4k, "always", 2), (EMBEDDED, "always", 1)):
+        built.clear()
+        kizami.load(path, repack=choice)
+        assert len(built) == expected
+
+
+def test_vectors_are_not_repacked():
+    norm = tensor("Q8_0", (64,))
+    reads = repack.Reads({"token_embd.weight": tensor("Q8_0", (32, 64)), "output_norm.weight": norm})
+    assert all(reads[name] is not None for name in reads)
+    found = repack.repacked(reads, ("token_embd",), "always")
+    assert found["output_norm.weight"] is norm and found["output.weight"].repacked
 
 
 def test_float_activations_leave_weights_alone(q4k):
@@ -103,6 +140,8 @@ def test_free_memory_respects_the_control_group(monkeypatch, tmp_path):
     (tmp_path / "memory.current").write_text("2000\n")
     monkeypatch.setattr(system, "_CGROUP", tmp_path)
     assert system.free_memory() == 3000
+    (tmp_path / "memory.stat").write_text("anon 7\nactive_file 100\ninactive_file 20\n")
+    assert system.free_memory() == 3120
     (tmp_path / "memory.max").write_text("max\n")
     assert system.free_memory() > 3000
 
@@ -112,6 +151,11 @@ def test_the_command_line_takes_a_choice(q4k):
     assert len(set(answers)) == 1
     refused = command("run", q4k, "Hi", "--repack", "some", code=2)
     assert "some" in refused.stderr
+
+
+def test_too_large_a_buffer_for_the_bandwidth_is_refused():
+    with pytest.raises(UsageError, match="bandwidth: no memory for a buffer of"):
+        _core.read_bandwidth(1 << 60)
 
 
 def test_published_checkpoints_have_nothing_to_repack():

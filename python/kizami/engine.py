@@ -82,7 +82,8 @@ class Model:
 
         A sequence's logits do not depend on what else is in the step, to the last bit.
         """
-        return self._architecture.forward(Batch(segments, activations=self.activations, observer=observer))
+        batch = Batch(segments, activations=self.activations, observer=observer)
+        return _core.on_pool(lambda: self._architecture.forward(batch))
 
     def logits(self, ids: Sequence[int], *, observer: Observer | None = None) -> np.ndarray:
         """float32 logits ``[n, vocab]`` of every token of one fresh sequence.
@@ -269,8 +270,10 @@ def from_source(
         )
     if activations == "int8":
         # Everything is checked by now: what takes long comes last, and cannot fail for the file's sake.
-        tensors = repacked(reads, architecture.rows, repack, progress)
-        architecture = build(source.metadata, tensors, origin)
+        tensors = repacked(reads, architecture.as_rows, repack, progress)
+        if tensors is not reads:
+            del architecture
+            architecture = build(source.metadata, tensors, origin)
     return Model(
         source, architecture, tokenizer, tensors=tensors, activations=activations, cache_type=cache_type
     )

@@ -43,38 +43,49 @@ class Reads(Mapping[str, _core.Tensor]):
 
 
 def repacked(
-    reads: Reads, rows: tuple[str, ...], choice: str, progress: Progress | None = None
+    reads: Reads, as_rows: tuple[str, ...], choice: str, progress: Progress | None = None
 ) -> Mapping[str, _core.Tensor]:
-    """The tensors a model reads, those that it multiplies repacked if `choice` says so or memory allows it.
+    """The tensors a model reads, quantized matrices repacked if `choice` says so or memory allows it.
 
     Args:
         reads: the tensors that the model asked for when it was built.
-        rows: parts whose rows are looked up or read as floats (`token_embd`): they stay as they are. An
-            embedding that is also the output is repacked once more under the output's name.
+        as_rows: parts that stay as they are (`token_embd`). An embedding that is also the output is repacked once
+            more under the output's name.
         choice: ``"always"``, ``"never"``, or ``"auto"``: if the weights fit the memory that is free.
         progress: called with (stage, done, total), in megabytes, once this has taken a second.
 
+    Returns:
+        `reads` itself where nothing is repacked.
+
     Raises:
-        UsageError: there is no such choice.
+        UsageError: there is no such choice, or the machine has less memory than the weights take.
         MemoryError: the system gives no more memory.
     """
     if choice not in CHOICES:
         raise UsageError(f"repack: found {choice!r}, expected one of {', '.join(CHOICES)}")
     if choice == "never":
         return reads
-    wanted = {name: reads[name] for name in reads.names if name.split(".")[-2] not in rows}
+    wanted = {name: reads[name] for name in reads.names if name.split(".")[-2] not in as_rows}
     if "output.weight" not in reads:
         wanted["output.weight"] = reads["token_embd.weight"]
-    sizes = {name: tensor.repacked_nbytes for name, tensor in wanted.items() if not tensor.repacked}
-    total = sum(size or 0 for size in sizes.values())
+    sizes = {
+        name: size
+        for name, tensor in wanted.items()
+        if len(tensor.shape) > 1 and (size := tensor.repacked_nbytes) is not None
+    }
+    total = sum(sizes.values())
+    if choice == "always" and total > system.memory():
+        raise UsageError(
+            f"repack: found weights that take {total} bytes, expected no more than the memory of {system.memory()}",
+            hint="--repack never leaves them in the file",
+        )
     if not total or (choice == "auto" and total > SHARE * system.free_memory()):
         return reads
     done, made, began = 0, {}, time.perf_counter()
     for name, size in sizes.items():
-        if size is None:
-            continue  # floats
         made[name] = wanted[name].repack()
         done += size
         if progress and time.perf_counter() - began > 1:
-            progress("repack MB", -(-done // 10**6), -(-total // 10**6))
+            # Rounded up, the last but one would look like the last.
+            progress("repack MB", done // 10**6 if done < total else -(-total // 10**6), -(-total // 10**6))
     return ChainMap(made, reads)  # type: ignore[arg-type]  # nobody writes to it

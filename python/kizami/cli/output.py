@@ -86,8 +86,9 @@ def _exit_code(work: Callable[[], Any]) -> int:
         return _fail(str(error), error.hint, error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except MemoryError:
-        return _fail("not enough memory", "try a smaller --ctx, or a smaller model", INPUT_OUTPUT)
+    except MemoryError as error:
+        what = f": {error}" if str(error) else ""
+        return _fail(f"not enough memory{what}", "try --repack never, a smaller --ctx or a smaller model", INPUT_OUTPUT)
     except OSError as error:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", None, INPUT_OUTPUT)

@@ -17,8 +17,8 @@ class Architecture(Protocol):
     """What the engine asks of a model."""
 
     config: Any
-    rows: tuple[str, ...]
-    """Tensors whose rows are looked up, or read as floats; all others are only multiplied."""
+    as_rows: tuple[str, ...]
+    """Matrices whose rows are looked up, or that meet float activations: repacking them would not pay."""
 
     def new_cache(self, cache_type: str) -> _core.Cache:
         """An empty cache for one sequence, of a type from `_core.cache_types()`."""

@@ -189,7 +189,7 @@ class DeepSeek2(Decoder):
     Its cache holds ``kv_lora_rank + rope_dims`` numbers per token and layer.
     """
 
-    rows: tuple[str, ...] = ("token_embd", "attn_k_b", "attn_v_b")
+    as_rows: tuple[str, ...] = ("token_embd", "attn_k_b", "attn_v_b")
 
     def __init__(self, metadata: Mapping[str, Any], tensors: Mapping[str, _core.Tensor], origin: str) -> None:
         """Binds weights; reads none of them yet.

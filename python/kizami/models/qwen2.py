@@ -108,7 +108,7 @@ class Qwen2(Decoder):
     Its cache holds a key and a value per token, layer and key head.
     """
 
-    rows: tuple[str, ...] = ("token_embd",)
+    as_rows: tuple[str, ...] = ("token_embd",)
 
     def __init__(self, metadata: Mapping[str, Any], tensors: Mapping[str, _core.Tensor], origin: str) -> None:
         """Binds weights; reads none of them yet.

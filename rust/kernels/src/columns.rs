@@ -11,6 +11,10 @@ use crate::math::{magnitude, to_code};
 use crate::par;
 use std::sync::OnceLock;
 
+/// Columns that meet all weights of a task before the next ones do: their activations, or their sums, stay in the
+/// second-level cache.
+pub(crate) const BLOCK: usize = 128;
+
 /// What activations are rounded to before they meet quantized weights. Float weights always take f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {

@@ -8,10 +8,11 @@
 //! several columns where there are, take turns. Sixteen rows end in one [`Isa::sum_each`].
 
 use crate::chunk::CHUNK;
+use crate::columns::BLOCK;
 use crate::dispatch::Op;
 use crate::format::with_format;
 use crate::isa::{Isa, LANES};
-use crate::matrix::Matrix;
+use crate::matrix::{AHEAD, Matrix};
 use decode::{Decode, OfBlocks, OfFloats, Rows};
 use std::marker::PhantomData;
 
@@ -113,8 +114,6 @@ impl<D: Decode> Op for FloatRows<'_, D> {
 
 /// Rows that take turns: as many as a multiply-add has cycles.
 const ROWS: usize = 4;
-/// Bytes ahead of their use that the weights of one column are asked for: what memory takes to answer.
-const AHEAD: usize = 4608;
 
 /// One column. Every chunk has `LEN` weights of a row, or, where that is zero, as many as the row has: a function of
 /// its own for the lengths that matter, because a row of 128 weights is over before loops that count have begun. A
@@ -197,13 +196,11 @@ fn write_sums<I: Isa>(isa: I, lanes: &[I::F; LANES], out: &mut [f32]) {
 
 /// Columns multiplied together where the register file is wide.
 const TILE: usize = 4;
-/// Columns whose accumulators are kept between chunks: with what they multiply, half of a second-level cache.
-const COLUMNS: usize = 128;
 
 /// Rows decoded together: what they and a tile of columns take fits the first-level cache, powers of two apart too.
 const DECODED: usize = 8;
 
-/// Many columns: a chunk of some rows is decoded once for all of them, and stays in the first-level cache while
+/// Many columns: a chunk of some rows is decoded once for a block of them, and stays in the first-level cache while
 /// they pass.
 #[inline(always)]
 fn many<'a, I: Isa, D: Decode>(
@@ -217,12 +214,12 @@ fn many<'a, I: Isa, D: Decode>(
     let (w, chunks) = (&Rows::of(w), w.chunks());
     let mut rows = vec![Floats::ZERO; DECODED];
     // Four rows of every column together: what takes turns in the cache lies together.
-    let width = COLUMNS.min(n);
+    let width = BLOCK.min(n);
     let mut acc = vec![[[0.0; LANES]; ROWS]; LANES / ROWS * width];
     for (panel, out) in out.chunks_mut(LANES * n).enumerate() {
         let count = out.len() / n;
-        for c0 in (0..n).step_by(COLUMNS) {
-            let c_n = COLUMNS.min(n - c0);
+        for c0 in (0..n).step_by(BLOCK) {
+            let c_n = BLOCK.min(n - c0);
             for turn in 0..count.div_ceil(DECODED) * chunks {
                 let (part, chunk) = (turn / chunks * DECODED, turn % chunks);
                 let r_n = DECODED.min(count - part);

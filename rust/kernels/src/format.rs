@@ -24,7 +24,7 @@ pub enum Levels {
     /// The entry with that number.
     Table([u8; 16]),
     /// The entry with that number, plus one or minus one: the same for all weights of a group of 32, whose
-    /// scale is kept with that sign.
+    /// scale, never zero, is kept with that sign.
     Shifted([u8; 16]),
 }
 
@@ -48,7 +48,7 @@ pub trait Format: Copy + Send + Sync + 'static {
     /// Bits that tell a weight's code apart from the others of its scale: 2, 3, 4, 6 or 8. What rows are
     /// repacked with (`repack.rs`).
     const BITS: usize;
-    /// Which codes those bits number.
+    /// Which codes those bits number. Integer scales and minimums fit an i8.
     const LEVELS: Levels;
     /// Weights per block.
     const BLOCK: usize = CHUNK / (size_of::<Self::Chunk>() / size_of::<Self::Block>());

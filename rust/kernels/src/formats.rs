@@ -49,7 +49,7 @@ fn words(stored: &[[u8; 4]; LANES]) -> [u32; LANES] {
 
 /// Little-endian halves of words as numbers.
 #[inline(always)]
-fn halves(stored: &[[u8; 2]; LANES]) -> [u16; LANES] {
+pub(crate) fn halves(stored: &[[u8; 2]; LANES]) -> [u16; LANES] {
     let mut out: [u16; LANES] = bytemuck::cast(*stored);
     for x in &mut out {
         *x = u16::from_le(*x);

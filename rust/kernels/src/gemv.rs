@@ -13,7 +13,7 @@ use crate::chunk::{ActChunk, CHUNK, GROUP, SUB};
 use crate::dispatch::Op;
 use crate::format::{Family, Format};
 use crate::isa::{Isa, LANES};
-use crate::matrix::Matrix;
+use crate::matrix::{AHEAD, Matrix};
 use crate::repack::{Layout, Record};
 use bytemuck::Zeroable;
 use std::marker::PhantomData;
@@ -161,9 +161,6 @@ impl<I: Isa> Lanes<I> {
         acc
     }
 }
-
-/// Bytes ahead of their use that weights are asked for: what memory takes to answer, in decoding time.
-const AHEAD: usize = 4608;
 
 /// As [`Gemv`] for repacked rows: one stream of records, which the CPU prefetches better than instructions do.
 pub(crate) struct Stream<'a, F> {

@@ -2,7 +2,7 @@
 //!
 //! An implementation is a zero-sized token; holding one proves that the instructions exist,
 //! because only [`crate::dispatch`] makes them after asking the CPU. Every method must return exactly what
-//! [`scalar::Scalar`] returns and, on real instruction sets, be `#[inline(always)]`; the register width is
+//! [`scalar::Scalar`] returns (any NaN for a NaN) and, on real instruction sets, be `#[inline(always)]`; the register width is
 //! the implementation's business. Only files under `isa/` and `dispatch.rs` may use `unsafe`.
 
 use crate::chunk::ActChunk;

@@ -1,7 +1,7 @@
 //! The generic driver: any format, any instruction set, any number of columns.
 //!
-//! Rows of weights are decoded chunk by chunk, several rows at a time, and each decoded chunk meets every
-//! column before the next one is decoded: `gemv.rs` for one column, `panel.rs` for more, `float.rs`
+//! Weights are decoded chunk by chunk, several rows at a time, and each decoded chunk meets every column of
+//! a block before the next one is decoded: `gemv.rs` for one column, `panel.rs` for more, `float.rs`
 //! where activations stay floats. The *value* of an output is fixed (`docs/architecture.md`):
 //! one f32 accumulator, chunks in ascending order,
 //!

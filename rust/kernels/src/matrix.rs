@@ -10,6 +10,10 @@ use bytemuck::Zeroable;
 /// Side of the square of weights that share one FP8 block scale.
 pub const SCALE_BLOCK: usize = 128;
 
+/// Bytes ahead of their use that the rows one column meets are asked for: what memory takes to answer, in decoding
+/// time.
+pub(crate) const AHEAD: usize = 4608;
+
 /// A matrix of `rows` x `cols` weights: row after row as files have them, or rows side by side
 /// ([`mod@crate::repack`]).
 #[derive(Debug, Clone, Copy)]
@@ -86,6 +90,7 @@ impl<'a> Matrix<'a> {
     /// The records of the panel of sixteen rows that begins with row `first`, one a chunk. Repacked only.
     #[inline(always)]
     pub(crate) fn records<F: Format>(&self, first: usize) -> &'a [u8] {
+        debug_assert!(self.repacked && first.is_multiple_of(LANES));
         let panel = self.chunks() * F::SIZE;
         &self.data[first / LANES * panel..][..panel]
     }
@@ -93,6 +98,7 @@ impl<'a> Matrix<'a> {
     /// The bytes of chunk `chunk` of row `row`, and how many weights they hold.
     #[inline(always)]
     pub(crate) fn chunk(&self, row: usize, chunk: usize) -> (&'a [u8], usize) {
+        debug_assert!(!self.repacked);
         let start = chunk * CHUNK;
         let len = CHUNK.min(self.cols - start);
         let (block, bytes) = (self.ty.block(), self.ty.block_bytes());
@@ -110,6 +116,7 @@ impl<'a> Matrix<'a> {
     /// The chunks of row `row` that are not cut short by its end.
     #[inline(always)]
     pub(crate) fn whole_chunks<F: Format>(&self, row: usize) -> &'a [F::Chunk] {
+        debug_assert!(!self.repacked);
         let row = &self.data[row * self.row_bytes()..][..self.cols / CHUNK * size_of::<F::Chunk>()];
         bytemuck::cast_slice(row)
     }
@@ -156,7 +163,8 @@ impl<'a> Matrix<'a> {
     /// [`Matrix::decode`] of repacked rows.
     #[inline(always)]
     pub(crate) fn decode_repacked<I: Isa, F: Format>(&self, isa: I, row: usize, chunk: usize) -> Weights<I> {
-        Record::<F>::new(&self.records::<F>(row)[chunk * F::SIZE..]).row(isa, row % LANES)
+        let records = self.records::<F>(row / LANES * LANES);
+        Record::<F>::new(&records[chunk * F::SIZE..]).row(isa, row % LANES)
     }
 
     /// The FP8 block scales along `row`; empty for other formats.

@@ -1,5 +1,5 @@
-//! Many columns: sixteen rows are decoded once into a panel whose lanes are rows, and every column's
-//! activations are broadcast against it.
+//! Many columns: sixteen rows become a panel whose lanes are rows (`panel/build.rs`), and the activations of a
+//! block of columns are broadcast against it.
 //!
 //! ```text
 //! 16 rows x 256 codes --decode, transpose--> panel: 64 words of 16 rows x 4 codes
@@ -13,7 +13,8 @@
 //! Integer scales meet the sums once per 16 or 32 weights: the panel holds them multiplied by each of the
 //! eight steps that activations may have, so that one multiplication applies both.
 
-use crate::chunk::{ActChunk, CHUNK, GROUP, MAX_STEP, SUB, Weights};
+use crate::chunk::{ActChunk, CHUNK, GROUP, MAX_STEP, SUB};
+use crate::columns::BLOCK;
 use crate::dispatch::Op;
 use crate::format::{Family, Format};
 use crate::isa::{Isa, LANES};
@@ -22,11 +23,12 @@ use crate::repack::{Layout, Record};
 use bytemuck::Zeroable;
 use std::marker::PhantomData;
 
+mod build;
+
+use build::{Build, RowBuffer, Unpack};
+
 /// Columns multiplied together where the register file is wide; half as many elsewhere.
 const TILE: usize = 8;
-
-/// Columns that meet all panels of a task before the next ones do: their activations stay in the second-level cache.
-const BLOCK: usize = 128;
 
 /// Sixteen rows of one chunk, lanes first.
 #[derive(Clone, Copy, Zeroable)]
@@ -44,14 +46,6 @@ struct Panel {
     d: [f32; LANES],
     /// Scale of the minimums. `HAS_MIN` only.
     dmin: [f32; LANES],
-}
-
-/// Sixteen rows as they are decoded.
-#[derive(Clone, Copy, Zeroable)]
-#[repr(C, align(64))]
-struct RowBuffer {
-    codes: [[[u8; 64]; LANES]; 4],
-    scales: [[u8; 64]; LANES],
 }
 
 /// Rows `start..` times the `n` columns that `pick` names, all when none; `acts` is `[chunks][all columns]`. For
@@ -117,128 +111,6 @@ fn multiply<I: Isa, F: Format>(
         (_, true, false, true) => tiles::<I, Super<16, false, OWN>>(isa, panel, acts, pick, acc),
         (_, true, true, false) => tiles::<I, Super<16, true, NONE>>(isa, panel, acts, pick, acc),
         (_, true, true, true) => tiles::<I, Super<16, true, OWN>>(isa, panel, acts, pick, acc),
-    }
-}
-
-/// Decodes one chunk of sixteen rows.
-struct Build<'a, F> {
-    w: &'a Matrix<'a>,
-    first: usize,
-    count: usize,
-    chunk: usize,
-    buffer: &'a mut RowBuffer,
-    panel: &'a mut Panel,
-    format: PhantomData<F>,
-}
-
-impl<F: Format> Op for Build<'_, F> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let Self { w, first, count, chunk, buffer, panel, .. } = self;
-        let (mut d, mut dmin) = ([0; LANES], [0; LANES]);
-        // A short last panel holds its last row more than once.
-        for r in 0..LANES {
-            let weights: Weights<I> = w.decode::<I, F>(isa, first + r.min(count - 1), chunk);
-            for q in 0..4 {
-                isa.put(weights.codes[q], &mut buffer.codes[q][r]);
-            }
-            let (low, high) = buffer.scales[r].split_at_mut(32);
-            match F::FAMILY {
-                Family::Super => {
-                    low.copy_from_slice(bytemuck::bytes_of(&weights.scales));
-                    if F::HAS_MIN {
-                        let mut mins = [0; CHUNK / SUB];
-                        for s in 0..CHUNK / F::SUB {
-                            mins[s] = weights.mins[s * F::SUB / SUB];
-                        }
-                        high.copy_from_slice(bytemuck::bytes_of(&mins));
-                    }
-                    (d[r], dmin[r]) = (weights.d, weights.dmin);
-                }
-                Family::Grouped => low.copy_from_slice(bytemuck::bytes_of(&weights.group_d)),
-            }
-        }
-        for (q, words) in panel.codes.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            isa.transpose_words(&buffer.codes[q], words);
-        }
-        let mut words = [[0; 64]; LANES];
-        isa.transpose_words(&buffer.scales, &mut words);
-        if F::FAMILY == Family::Grouped {
-            for g in 0..CHUNK / GROUP {
-                panel.group_d[g] = bytemuck::cast(words[g]);
-            }
-            return;
-        }
-        for s in 0..CHUNK / F::SUB {
-            // A word holds the scales of two neighbouring sixteens; where they are one, either will do.
-            let pairs: [i32; LANES] = bytemuck::cast(words[s * F::SUB / GROUP]);
-            let scales =
-                pairs.map(|pair| if s * F::SUB % GROUP == 0 { pair << 16 >> 16 } else { pair >> 16 });
-            by_steps(isa, isa.load_i32(&scales), &mut panel.scales[s]);
-        }
-        isa.store(isa.mul(isa.load_half(&d), isa.splat(F::D_FACTOR)), &mut panel.d);
-        if F::HAS_MIN {
-            isa.store(isa.load_half(&dmin), &mut panel.dmin);
-            for p in 0..CHUNK / F::SUB / 2 {
-                panel.mins[p] = bytemuck::cast(words[8 + p]);
-            }
-        }
-    }
-}
-
-/// Integer scales times every step.
-#[inline(always)]
-fn by_steps<I: Isa>(isa: I, scales: I::V, out: &mut [[i32; LANES]; MAX_STEP as usize]) {
-    for (step, out) in out.iter_mut().enumerate() {
-        isa.store_i32(isa.mul_i32(scales, isa.splat_i32(step as i32 + 1)), out);
-    }
-}
-
-/// Takes one record apart.
-struct Unpack<'a, F> {
-    record: Record<'a, F>,
-    panel: &'a mut Panel,
-}
-
-impl<F: Format> Op for Unpack<'_, F> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let Self { record, panel } = self;
-        for (g, words) in panel.codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let codes = record.codes(isa, g);
-            for k in 0..8 {
-                isa.put(codes[k], &mut words[k]);
-            }
-        }
-        if F::FAMILY == Family::Grouped {
-            for g in 0..CHUNK / GROUP {
-                isa.store(record.floats(isa, g), &mut panel.group_d[g]);
-            }
-            return;
-        }
-        for s in 0..CHUNK / F::SUB {
-            let mut scales = record.scales(isa, s);
-            if F::SHIFTED {
-                scales = isa.abs_i32(scales);
-            }
-            by_steps(isa, scales, &mut panel.scales[s]);
-        }
-        isa.store(isa.mul(record.floats(isa, 0), isa.splat(F::D_FACTOR)), &mut panel.d);
-        if F::HAS_MIN {
-            isa.store(record.floats(isa, 1), &mut panel.dmin);
-        }
-        for p in 0..CHUNK / F::SUB / 2 {
-            if F::HAS_MIN {
-                isa.store_i32(record.mins(isa, p), &mut panel.mins[p]);
-            }
-            if F::SHIFTED {
-                panel.mins[p] = record.shifts(p);
-            }
-        }
     }
 }
 

@@ -253,6 +253,10 @@ fn repacking_loses_nothing() {
                 if let Some(difference) = difference(&decode(&again), &expected) {
                     panic!("{ty:?} at {level:?}: {difference}");
                 }
+                assert!(
+                    repacked(&again).expect("as before") == written,
+                    "{ty:?} at {level:?}: not the same again"
+                );
             }
             Ok(())
         });
@@ -272,6 +276,10 @@ fn repacking_refuses_what_it_cannot_do() {
     assert!(Matrix::repacked(Type::Q8_0, 1, 32, &[0; 34]).is_err());
     assert!(Matrix::repacked(Type::Q8_0, usize::MAX, usize::MAX / 32 * 32, &[]).is_err());
     assert!(Matrix::repacked(Type::Q4K, 16, 32, &[]).is_err());
+    let nothing = Matrix::new(Type::Q8_0, 0, 32, &[], &[]).expect("a matrix without rows");
+    assert_eq!(repacked_bytes(Type::Q8_0, 0, 32), Some(0));
+    repack(&nothing, &mut []).expect("nothing to do");
+    Matrix::repacked(Type::Q8_0, 0, 32, &[]).expect("a matrix without rows");
 }
 
 fn available() -> Vec<Level> {

@@ -28,10 +28,17 @@ fn set_threads(n: usize) -> PyResult<()> {
     }
 }
 
-/// Forgets the threads of the parent process.
+/// Forgets the threads of the parent process. The allocator has locks that a fork does not know of: fork between
+/// steps, not while another thread computes.
 #[pyfunction]
 fn after_fork() {
     kernels::par::after_fork();
+}
+
+/// Calls `work` on a thread of the pool: the blocks it calls then start and end without a hand-over between threads.
+#[pyfunction]
+fn on_pool(py: Python<'_>, work: Py<PyAny>) -> PyResult<Py<PyAny>> {
+    py.detach(|| kernels::par::enter(|| Python::attach(|py| work.call0(py))))
 }
 
 /// Threads in use.
@@ -90,8 +97,6 @@ fn set_isa(name: &str) -> PyResult<()> {
 
 #[pymodule]
 mod _core {
-    use pyo3::prelude::*;
-
     #[pymodule_export]
     use super::blocks::{Cache, FfnBlock, Gqa, Head, Mla, Observer, cache_types};
     #[pymodule_export]
@@ -100,13 +105,9 @@ mod _core {
     use super::quantize::{solve, types};
     #[pymodule_export]
     use super::tensor::Tensor;
-    #[pymodule_init]
-    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-        super::memory::keep_what_is_freed();
-        Ok(())
-    }
     #[pymodule_export]
     use super::{
-        after_fork, isa, isa_available, profile, profile_take, read_bandwidth, set_isa, set_threads, threads,
+        after_fork, isa, isa_available, on_pool, profile, profile_take, read_bandwidth, set_isa, set_threads,
+        threads,
     };
 }

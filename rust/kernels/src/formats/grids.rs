@@ -92,6 +92,17 @@ pub(super) const fn repeat<const LEVELS: usize>(levels: &[i8; LEVELS]) -> [u8; 6
     out
 }
 
+/// Levels by number; zero where there are fewer than sixteen.
+pub(super) const fn levels(levels: &[u8]) -> [u8; 16] {
+    let mut out = [0; 16];
+    let mut i = 0;
+    while i < levels.len() {
+        out[i] = levels[i];
+        i += 1;
+    }
+    out
+}
+
 /// Shifted levels of both signs, by number.
 pub(super) const fn signed(magnitudes: &[i8]) -> [u8; 16] {
     let mut out = [0; 16];

@@ -47,24 +47,8 @@ impl Format for Iq1S {
     const SIGNED: bool = true;
     const D_FACTOR: f32 = 0.125;
     const BITS: usize = 2;
-    const LEVELS: Levels = Levels::Shifted([
-        SUPER_OFFSET - 8,
-        SUPER_OFFSET,
-        SUPER_OFFSET + 8,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-    ]);
+    const LEVELS: Levels =
+        Levels::Shifted(grids::levels(&[SUPER_OFFSET - 8, SUPER_OFFSET, SUPER_OFFSET + 8]));
 
     #[inline(always)]
     fn decode<I: Isa>(isa: I, b: &BlockIq1S) -> Weights<I> {
