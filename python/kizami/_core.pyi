@@ -5,9 +5,9 @@ says otherwise. Errors are those of `kizami.errors`. Results are the same to the
 set, thread count and batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from os import PathLike
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,6 @@ __all__ = [
     "cache_types",
     "isa",
     "isa_available",
-    "on_pool",
     "profile",
     "profile_take",
     "read_bandwidth",
@@ -36,8 +35,6 @@ __all__ = [
     "threads",
     "types",
 ]
-
-_Result = TypeVar("_Result")
 
 # -- weights -----------------------------------------------------------------------------------------------
 
@@ -525,10 +522,6 @@ def threads() -> int:
 def profile(on: bool) -> None:
     """Starts or stops recording what each operation takes, in the whole process. Off at first; recording costs
     some hundred nanoseconds per operation."""
-
-def on_pool(work: Callable[[], _Result]) -> _Result:
-    """Calls `work` on one of the pool's threads and returns what it returns: blocks called from there need not be
-    handed over to the pool one by one. What `work` raises is raised here."""
 
 def profile_take() -> list[tuple[str, int, int, int, int]]:
     """What was recorded since the last call: (operation, calls, nanoseconds, multiply-accumulates, bytes of

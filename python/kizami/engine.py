@@ -82,8 +82,7 @@ class Model:
 
         A sequence's logits do not depend on what else is in the step, to the last bit.
         """
-        batch = Batch(segments, activations=self.activations, observer=observer)
-        return _core.on_pool(lambda: self._architecture.forward(batch))
+        return self._architecture.forward(Batch(segments, activations=self.activations, observer=observer))
 
     def logits(self, ids: Sequence[int], *, observer: Observer | None = None) -> np.ndarray:
         """float32 logits ``[n, vocab]`` of every token of one fresh sequence.

@@ -88,7 +88,9 @@ def _exit_code(work: Callable[[], Any]) -> int:
         return INTERRUPTED
     except MemoryError as error:
         what = f": {error}" if str(error) else ""
-        return _fail(f"not enough memory{what}", "try --repack never, a smaller --ctx or a smaller model", INPUT_OUTPUT)
+        return _fail(
+            f"not enough memory{what}", "try --repack never, a smaller --ctx or a smaller model", INPUT_OUTPUT
+        )
     except OSError as error:
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", None, INPUT_OUTPUT)

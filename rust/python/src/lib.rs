@@ -35,12 +35,6 @@ fn after_fork() {
     kernels::par::after_fork();
 }
 
-/// Calls `work` on a thread of the pool: the blocks it calls then start and end without a hand-over between threads.
-#[pyfunction]
-fn on_pool(py: Python<'_>, work: Py<PyAny>) -> PyResult<Py<PyAny>> {
-    py.detach(|| kernels::par::enter(|| Python::attach(|py| work.call0(py))))
-}
-
 /// Threads in use.
 #[pyfunction]
 fn threads() -> usize {
@@ -107,7 +101,6 @@ mod _core {
     use super::tensor::Tensor;
     #[pymodule_export]
     use super::{
-        after_fork, isa, isa_available, on_pool, profile, profile_take, read_bandwidth, set_isa, set_threads,
-        threads,
+        after_fork, isa, isa_available, profile, profile_take, read_bandwidth, set_isa, set_threads, threads,
     };
 }
