@@ -49,8 +49,8 @@ def repacked(
 
     Args:
         reads: the tensors that the model asked for when it was built.
-        as_rows: parts that stay as they are (`token_embd`). An embedding that is also the output is repacked once
-            more under the output's name.
+        as_rows: parts that stay as they are (`token_embd`). An embedding that is also the output is repacked
+            once more under the output's name.
         choice: ``"always"``, ``"never"``, or ``"auto"``: if the weights fit the memory that is free.
         progress: called with (stage, done, total), in megabytes, once this has taken a second.
 
@@ -75,8 +75,9 @@ def repacked(
     }
     total = sum(sizes.values())
     if choice == "always" and total > system.memory():
+        memory = system.memory()
         raise UsageError(
-            f"repack: found weights that take {total} bytes, expected no more than the memory of {system.memory()}",
+            f"repack: found weights that take {total} bytes, expected no more than the memory of {memory}",
             hint="--repack never leaves them in the file",
         )
     if not total or (choice == "auto" and total > SHARE * system.free_memory()):

@@ -64,7 +64,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def _file_cache() -> int:
-    """Bytes of files that count as used and are given up when memory is wanted: a mapped model's above all."""
+    """Bytes of files that count as used and are given up when memory is wanted, as a mapped model's are."""
     try:
         lines = (_CGROUP / "memory.stat").read_text().splitlines()
         entries = dict(line.split(maxsplit=1) for line in lines)
