@@ -163,21 +163,14 @@ impl<I: Isa> Lanes<I> {
 }
 
 /// As [`Gemv`] for repacked rows: one stream of records, which the CPU prefetches better than instructions do.
-pub(crate) struct Stream<'a, F> {
-    pub(crate) w: &'a Matrix<'a>,
-    pub(crate) acts: &'a [ActChunk],
-    pub(crate) column: usize,
-    pub(crate) start: usize,
-    pub(crate) out: &'a mut [f32],
-    pub(crate) format: PhantomData<F>,
-}
+pub(crate) struct Stream<'a, F>(pub(crate) Gemv<'a, F>);
 
 impl<F: Format> Op for Stream<'_, F> {
     type Out = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { w, acts, column, start, out, .. } = self;
+        let Gemv { w, acts, column, start, out, .. } = self.0;
         let all = acts.len() / w.chunks();
         for (panel, out) in out.chunks_mut(LANES).enumerate() {
             let records = w.records::<F>(start + panel * LANES).chunks_exact(F::SIZE);

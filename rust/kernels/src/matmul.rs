@@ -86,11 +86,8 @@ impl Op for Rows<'_> {
                 block match n {
                     1 => {
                         let column = pick.map_or(0, |pick| pick[0] as usize);
-                        if w.is_repacked() {
-                            isa.enter(Stream { w: &w, acts, column, start, out, format: PhantomData::<F> });
-                        } else {
-                            isa.enter(Gemv { w: &w, acts, column, start, out, format: PhantomData::<F> });
-                        }
+                        let one = Gemv { w: &w, acts, column, start, out, format: PhantomData::<F> };
+                        if w.is_repacked() { isa.enter(Stream(one)) } else { isa.enter(one) }
                     }
                     _ => panel::rows::<I, F>(isa, &w, acts, n, pick, start, out),
                 });
