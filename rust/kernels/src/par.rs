@@ -3,18 +3,20 @@
 //!
 //! A token is a hundred parallel regions of some ten to some hundred microseconds, and a thread that sleeps takes as long to
 //! wake. So while a block runs ([`enter`]) nobody sleeps: threads without work look for it, and who is done first spins
-//! until the others have finished their last task.
+//! until the others have finished their last task. The caller is one of the threads: handing a block over to another and
+//! waking up for its result took 17 us.
 
 use rayon::{ThreadPool, Yield};
 use std::cell::Cell;
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-/// The threads, and what keeps them awake while a block runs.
+/// Threads that help whoever calls, and what keeps them awake while a block runs.
 struct Pool {
-    threads: ThreadPool,
+    /// One less than the threads in use; none where the caller is alone.
+    helpers: Option<ThreadPool>,
     /// Blocks that are running.
     blocks: AtomicUsize,
     /// Threads that look for work without sleeping.
@@ -24,9 +26,12 @@ struct Pool {
 static POOL: RwLock<Option<Arc<Pool>>> = RwLock::new(None);
 
 fn build(threads: usize) -> Option<Arc<Pool>> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("kizami-{i}"));
-    let threads = pool.build().ok()?;
-    Some(Arc::new(Pool { threads, blocks: AtomicUsize::new(0), watching: AtomicUsize::new(0) }))
+    let named = |helpers| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(helpers);
+        pool.thread_name(|i| format!("kizami-{}", i + 1)).build()
+    };
+    let helpers = if threads > 1 { Some(named(threads - 1).ok()?) } else { None };
+    Some(Arc::new(Pool { helpers, blocks: AtomicUsize::new(0), watching: AtomicUsize::new(0) }))
 }
 
 fn pool() -> Arc<Pool> {
@@ -59,22 +64,19 @@ pub fn after_fork() {
 
 /// Threads in use.
 pub fn threads() -> usize {
-    pool().threads.current_num_threads()
+    pool().threads()
 }
 
-/// Runs `f` on a thread of the pool and keeps all of them awake meanwhile.
-pub fn enter<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+/// Runs `f` and keeps the other threads awake meanwhile.
+pub fn enter<R>(f: impl FnOnce() -> R) -> R {
     let pool = pool();
-    let count = pool.threads.current_num_threads();
-    if count == 1 {
-        return pool.threads.install(f);
-    }
+    let Some(helpers) = &pool.helpers else { return f() };
     let _running = Running::start(&pool.blocks);
-    if pool.watching.load(Ordering::Relaxed) < count {
+    if pool.watching.load(Ordering::Relaxed) < helpers.current_num_threads() {
         let watched = pool.clone();
-        pool.threads.spawn_broadcast(move |_| watched.watch());
+        helpers.spawn_broadcast(move |_| watched.watch());
     }
-    pool.threads.install(f)
+    f()
 }
 
 /// One more of something, for as long as this lives.
@@ -97,6 +99,10 @@ impl Drop for Running<'_> {
 const LINGER: Duration = Duration::from_micros(300);
 
 impl Pool {
+    fn threads(&self) -> usize {
+        1 + self.helpers.as_ref().map_or(0, ThreadPool::current_num_threads)
+    }
+
     /// Does whatever work there is until no block has run for a while.
     fn watch(&self) {
         thread_local!(static WATCHING: Cell<bool> = const { Cell::new(false) });
@@ -139,47 +145,94 @@ impl Pause {
 
 /// Calls `f` for each task on all threads. Each has a run of neighbouring tasks, which read neighbouring memory, and
 /// when it is done with those takes the last one of somebody else's.
-fn share<T: Send>(mut tasks: impl ExactSizeIterator<Item = T>, f: impl Fn(T) + Sync) {
+fn share<T: Send>(tasks: impl ExactSizeIterator<Item = T>, f: impl Fn(T) + Sync) {
     let (pool, count) = (pool(), tasks.len());
-    let threads = pool.threads.current_num_threads().min(count);
-    if threads <= 1 {
+    let threads = pool.threads().min(count);
+    let Some(helpers) = pool.helpers.as_ref().filter(|_| threads > 1) else {
         tasks.for_each(f);
         return;
-    }
-    let runs: Vec<Mutex<VecDeque<T>>> = (0..threads)
-        .map(|i| Mutex::new(tasks.by_ref().take((i + 1) * count / threads - i * count / threads).collect()))
-        .collect();
-    let take = |run: usize, own: bool| {
-        let mut run = runs[run].lock().expect("nothing panics while it is held");
-        if own { run.pop_front() } else { run.pop_back() }
     };
-    let unfinished = AtomicUsize::new(count);
+    let tasks: Vec<Mutex<Option<T>>> = tasks.map(|task| Mutex::new(Some(task))).collect();
+    let runs: Vec<Run> =
+        (0..threads).map(|i| Run::new(i * count / threads..(i + 1) * count / threads)).collect();
     let work = |own: usize| {
-        while let Some(task) = (0..threads).find_map(|i| take((own + i) % threads, i == 0)) {
-            // Counted off even if it panics, or the others would wait for ever.
-            let _finished = Finished(&unfinished);
-            f(task);
+        while let Some(task) = (0..threads).find_map(|i| runs[(own + i) % threads].take(i == 0)) {
+            // Counted even if it panics, or the others would wait for ever.
+            let _finished = Counted(&runs[own].finished);
+            let task = tasks[task].lock().expect("nothing panics while it is held").take();
+            f(task.expect("each index is given out once"));
         }
     };
-    pool.threads.scope(|scope| {
-        let work = &work;
+    let gone = AtomicUsize::new(0);
+    helpers.in_place_scope(|scope| {
+        let (work, gone) = (&work, &gone);
         for helper in 1..threads {
-            scope.spawn(move |_| work(helper));
+            scope.spawn(move |_| {
+                let _gone = Counted(gone);
+                work(helper);
+            });
         }
         work(0);
         let mut pause = Pause::default();
-        while unfinished.load(Ordering::Acquire) > 0 {
+        while runs.iter().map(|run| run.finished.load(Ordering::Acquire)).sum::<usize>() < count {
             pause.take();
+        }
+        // The scope's own end would put this thread to sleep for helpers that are just about to leave it.
+        let mut spins = 0;
+        while gone.load(Ordering::Acquire) < threads - 1 && spins < LEAVING {
+            std::hint::spin_loop();
+            spins += 1;
+        }
+        for _ in 0..LEFT {
+            std::hint::spin_loop();
         }
     });
 }
 
-/// A task that is under way.
-struct Finished<'a>(&'a AtomicUsize);
+/// Spins for helpers to leave a region: some ten microseconds, because one that sleeps had better be slept for.
+const LEAVING: usize = 500;
+/// Spins between a helper's last sign and its leaving: half a microsecond.
+const LEFT: usize = 16;
 
-impl Drop for Finished<'_> {
+/// The neighbouring tasks of one thread. On cache lines of its own: a line that two cores write travels
+/// between them for every task.
+#[repr(align(128))]
+struct Run {
+    /// Tasks nobody has taken: the first in the low half, one past the last in the high half.
+    left: AtomicU64,
+    /// Tasks this thread has done, of its own run or another's.
+    finished: AtomicUsize,
+}
+
+impl Run {
+    fn new(tasks: Range<usize>) -> Self {
+        let left = tasks.start as u64 | (tasks.end as u64) << 32;
+        Self { left: AtomicU64::new(left), finished: AtomicUsize::new(0) }
+    }
+
+    /// The first task for the thread whose run it is, the last for others.
+    fn take(&self, own: bool) -> Option<usize> {
+        let mut left = self.left.load(Ordering::Relaxed);
+        loop {
+            let (first, end) = (left & u64::from(u32::MAX), left >> 32);
+            if first >= end {
+                return None;
+            }
+            let (task, rest) = if own { (first, left + 1) } else { (end - 1, left - (1 << 32)) };
+            match self.left.compare_exchange_weak(left, rest, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(task as usize),
+                Err(now) => left = now,
+            }
+        }
+    }
+}
+
+/// Something under way: counted when it ends, however it does.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Release);
+        self.0.fetch_add(1, Ordering::Release);
     }
 }
 
