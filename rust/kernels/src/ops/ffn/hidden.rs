@@ -1,9 +1,9 @@
 //! The wide middle of feed-forward networks: `silu(W_gate h) * W_up h`.
 //!
 //! ```text
-//! task: 256 rows of gate and of up  x  some columns
+//! task: a multiple of 256 rows of gate and of up  x  some columns
 //!   gate rows . h --+
-//!                   +-- silu * --> 256 numbers a column --quantize--> one chunk for W_down
+//!                   +-- silu * --> 256 numbers a column --quantize--> a chunk for W_down
 //!   up rows   . h --+
 //! ```
 //!
@@ -30,8 +30,8 @@ pub(super) enum Hidden {
     Codes(Vec<ActChunk>, Family),
 }
 
-/// Columns of one task: their gate and up values stay in the second-level cache.
-const COLUMNS: usize = 256;
+/// Chunks times columns of one task: their gate and up values stay in the second-level cache.
+const PRODUCTS: usize = 256;
 
 impl Hidden {
     /// One for each group; floats for all if `floats`.
@@ -61,14 +61,21 @@ impl Hidden {
                 }
             })
             .collect();
-        let (mut tasks, mut work) = (Vec::new(), 0);
+        let work_of = |g: &Group<'_>| 2 * g.ffn.gate.rows() * g.ffn.gate.cols() * g.tokens.len();
+        let work: usize = groups.iter().filter(|g| codes(g).is_some()).map(work_of).sum();
+        // Few tasks, because every change from one matrix to the other is a new stream from memory.
+        let per_task = work / (par::threads() * 8);
+        let mut tasks = Vec::new();
         for (g, hidden) in groups.iter().zip(&mut out) {
             let Hidden::Codes(codes, family) = hidden else { continue };
-            work += 2 * g.ffn.gate.rows() * g.ffn.gate.cols() * g.tokens.len();
-            for (chunk, out) in codes.chunks_mut(g.tokens.len()).enumerate() {
-                for (pick, out) in g.tokens.chunks(COLUMNS).zip(out.chunks_mut(COLUMNS)) {
+            let n = g.tokens.len();
+            let fit = per_task / (2 * CHUNK * g.ffn.gate.cols() * n).max(1);
+            let chunks = fit.min(PRODUCTS / n).max(1);
+            for (i, out) in codes.chunks_mut(chunks * n).enumerate() {
+                // More than one chunk only where all columns go together.
+                for (pick, out) in g.tokens.chunks(PRODUCTS).zip(out.chunks_mut(PRODUCTS)) {
                     let (gate, up, family) = (g.ffn.gate, g.ffn.up, *family);
-                    tasks.push(Fused { gate, up, x: columns, pick, chunk, family, out });
+                    tasks.push(Fused { gate, up, x: columns, pick, start: i * chunks * CHUNK, family, out });
                 }
             }
         }
@@ -101,8 +108,10 @@ struct Fused<'a> {
     up: Matrix<'a>,
     x: &'a Columns<'a>,
     pick: &'a [u32],
-    chunk: usize,
+    /// First row.
+    start: usize,
     family: Family,
+    /// `[chunks][columns]`.
     out: &'a mut [ActChunk],
 }
 
@@ -111,17 +120,19 @@ impl Op for Fused<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { gate, up, x, pick, chunk, family, out } = self;
-        let start = chunk * CHUNK;
-        let (rows, n) = (CHUNK.min(gate.rows() - start), pick.len());
+        let Self { gate, up, x, pick, start, family, out } = self;
+        let n = pick.len();
+        let rows = (out.len() / n * CHUNK).min(gate.rows() - start);
         let (mut a, mut b) = (vec![0.0; rows * n], vec![0.0; rows * n]);
         isa.enter(Rows { w: gate, x, pick: Some(pick), start, out: &mut a });
         isa.enter(Rows { w: up, x, pick: Some(pick), start, out: &mut b });
         swiglu(&mut a, &b);
-        let mut padded = [0.0; CHUNK];
-        for (c, out) in out.iter_mut().enumerate() {
-            read_column(&a, n, c, &mut padded[..rows]);
-            columns::quantize(&padded, family, out);
+        for (out, a) in out.chunks_exact_mut(n).zip(a.chunks(CHUNK * n)) {
+            let mut padded = [0.0; CHUNK];
+            for (c, out) in out.iter_mut().enumerate() {
+                read_column(a, n, c, &mut padded[..a.len() / n]);
+                columns::quantize(&padded, family, out);
+            }
         }
     }
 }
