@@ -25,7 +25,7 @@ import numpy as np
 from kizami import _core
 from kizami.errors import KizamiError
 from kizami.models.deepseek2 import Config, expected_shapes
-from kizami.plan import FALLBACK, TYPES, WRITABLE, nbytes, parse_type, quantizable
+from kizami.plan import TYPES, WRITABLE, fallback, nbytes, parse_type, quantizable
 from kizami.tokenizer import BYTE_OF, CONTROL, NORMAL
 
 Metadata = list[tuple[str, str, object]]
@@ -43,9 +43,21 @@ MIXES = {
     ]
 }
 
-# Byte offsets of a block's f16 scales, and how large each is against the first. Q4_K's second, of the
-# minimums, centres the weights: codes average 7.5.
-SCALES = {"Q4_K": {0: 1.0, 2: 7.5}, "Q6_K": {208: 1.0}}
+# Byte offsets of a block's f16 scales, and how large each is against the first. The second, of the minimums,
+# centres the weights: it is the average code, or minus that where minimums are added.
+SCALES = {
+    "Q4_1": {0: 1.0, 2: -7.5},
+    "Q5_1": {0: 1.0, 2: -15.5},
+    "Q2_K": {80: 1.0, 82: 1.5},
+    "Q3_K": {108: 1.0},
+    "Q4_K": {0: 1.0, 2: 7.5},
+    "Q5_K": {0: 1.0, 2: 15.5},
+    "Q6_K": {208: 1.0},
+    "TQ1_0": {52: 1.0},
+    "TQ2_0": {64: 1.0},
+}
+# Formats whose scales are a byte each, the first of the block.
+BYTE_SCALES = {"MXFP4": 1, "NVFP4": 4}
 
 
 # -- the shapes ------------------------------------------------------------------------------------------
@@ -163,8 +175,8 @@ def choose(shapes: Shapes, rules: list[tuple[str, str]]) -> dict[str, str]:
     for name, shape in shapes.items():
         found = next((kind for pattern, kind in rules if re.search(pattern, name)), None)
         types[name] = found if found and quantizable(name, shape) else "F32"
-        while nbytes(types[name], shape) is None:
-            types[name] = FALLBACK.get(types[name], "F16")
+        if nbytes(types[name], shape) is None:
+            types[name] = fallback(types[name], shape)
     return types
 
 
@@ -182,14 +194,39 @@ def floats(rng: np.random.Generator, name: str, shape: tuple[int, ...], scale: f
 
 
 def blocks(rng: np.random.Generator, kind: str, n: int, scale: float) -> np.ndarray:
-    """`n` blocks of random codes, uint8 `[n, block bytes]`; scales are within a quarter of `scale`."""
+    """`n` blocks of random codes, uint8 `[n, block bytes]`; scales are within a quarter of `scale`, of either
+    sign where they can be, because not every format's codes are centred."""
     size = TYPES[kind]["block_bytes"]
     words = rng.integers(0, 1 << 64, -(-n * size // 8), np.uint64, endpoint=False)
     found = words.view(np.uint8)[: n * size].reshape(n, size)
+    if kind in BYTE_SCALES:
+        found[:, : BYTE_SCALES[kind]] = byte_scales(rng, kind, scale, (n, BYTE_SCALES[kind]))
+        return found
     spread = rng.uniform(0.75, 1.25, n).astype(np.float32) * np.float32(scale)
+    spread *= rng.choice(np.array([-1.0, 1.0], np.float32), n)
+    if kind == "IQ1_M":  # an f16 in the upper nibbles of four words
+        nibbles = spread.astype("<f2").view("<u2")[:, None] >> np.array([0, 4, 8, 12], np.uint16) & 15
+        found[:, 49::2] = found[:, 49::2] & 15 | (nibbles << 4).astype(np.uint8)
+        return found
     for offset, factor in SCALES.get(kind, {0: 1.0}).items():
         found[:, offset : offset + 2] = (spread * factor).astype("<f2").view(np.uint8).reshape(n, 2)
     return found
+
+
+def byte_scales(rng: np.random.Generator, kind: str, scale: float, shape: tuple[int, ...]) -> np.ndarray:
+    """Scale bytes around `scale`: of the two next to each wanted value either, with such odds that squares
+    average to the wanted square."""
+    every = np.full((256, TYPES[kind]["block_bytes"]), 0x22, np.uint8)  # all codes the same
+    every[:, : BYTE_SCALES[kind]] = np.arange(256)[:, None]
+    values = _core.Tensor(kind, (256, TYPES[kind]["block"]), [every.reshape(-1)]).dequantize()[:, 0] / 2.0
+    order = np.argsort(values[:127])  # ascending, without what a sign bit or a NaN would make of the rest
+    if kind == "MXFP4":
+        order = np.arange(256)
+    squares = np.square(values[order], dtype=np.float64)
+    wanted = np.square(rng.uniform(0.75, 1.25, shape) * scale)
+    above = np.clip(np.searchsorted(squares, wanted), 1, len(order) - 1)
+    low, high = squares[above - 1], squares[above]
+    return order[above - (rng.random(shape) * (high - low) > wanted - low)].astype(np.uint8)
 
 
 def unit(kind: str) -> float:

@@ -153,7 +153,8 @@ class Tensor:
 
 def types() -> list[dict[str, Any]]:
     """The formats, floats first. Keys: name; ggml_id (None where GGUF has none); block, weights per block;
-    block_bytes; bpw; quantized (False for floats)."""
+    block_bytes; bpw; quantized (False for floats);
+    llama_ftype, llama.cpp's number for files made of it (None as before)."""
 
 def solve(bytes: Sequence[Sequence[int]], cost: Sequence[Sequence[float]], budget: int) -> list[int]:
     """Picks one choice per item so that the bytes fit the budget and the summed cost is least.

@@ -29,9 +29,9 @@ TYPES = {t["name"]: t for t in _core.types()}
 # What the planner chooses from, and what --type takes: every format that GGUF files can hold.
 WRITABLE = [name for name, t in TYPES.items() if t["ggml_id"] is not None]
 CANDIDATES = [name for name in WRITABLE if TYPES[name]["quantized"]] + ["BF16"]
-# What a tensor gets under --type when its rows do not divide into the type's blocks: the smallest
-# type of 32-weight blocks that is not coarser.
-FALLBACK = {"Q6_K": "Q8_0", "Q4_K": "IQ4_NL", "IQ3_XXS": "IQ4_NL", "IQ2_XXS": "IQ4_NL", "IQ1_S": "IQ4_NL"}
+# What a tensor gets under --type when its rows do not divide into the type's blocks: the first of these
+# types of 32-weight blocks that is not coarser; F16 where not even that many weights divide.
+FALLBACKS = ("IQ4_NL", "Q5_0", "Q8_0")
 
 # Predicted KLD per unit of relative error, when all tensors of a class have that error; a tensor
 # gets an equal part of its class. First match wins. Geometric means of the classes' shares measured
@@ -204,8 +204,14 @@ def plan_from_types(source: Mapping[str, _core.Tensor], types: Mapping[str, str]
     return Plan(tensors, file_bytes(source, tensors))
 
 
+def fallback(type_name: str, shape: tuple[int, ...]) -> str:
+    """The type of a tensor whose rows do not divide into blocks of the wanted one."""
+    finer = (t for t in FALLBACKS if TYPES[t]["bpw"] >= TYPES[type_name]["bpw"])
+    return next((t for t in finer if nbytes(t, shape) is not None), "F16")
+
+
 def uniform_plan(source: Mapping[str, _core.Tensor], type_name: str) -> Plan:
-    """Every tensor that may lose bits in one type, with :data:`FALLBACK` where rows do not divide.
+    """Every tensor that may lose bits in one type, with :func:`fallback` where rows do not divide.
 
     Raises:
         UsageError: the type is unknown.
@@ -215,8 +221,8 @@ def uniform_plan(source: Mapping[str, _core.Tensor], type_name: str) -> Plan:
     for name, tensor in source.items():
         shape = tuple(tensor.shape)
         types[name] = wanted if quantizable(name, shape) else "F32"
-        while nbytes(types[name], shape) is None:
-            types[name] = FALLBACK.get(types[name], "F16")
+        if nbytes(types[name], shape) is None:
+            types[name] = fallback(types[name], shape)
     return plan_from_types(source, types, "--type")
 
 
@@ -224,15 +230,12 @@ def output_metadata(
     source: Any, types: Mapping[str, str], imatrix: Imatrix | None = None
 ) -> list[tuple[str, str, Any]]:
     """The metadata of a file quantized from ``source``: the source's, with what describes the encoding."""
-    # The numbers are llama.cpp's `llama_ftype`, which tools print as the file's kind.
-    kinds = {"F32": 0, "F16": 1, "Q8_0": 7, "Q4_K": 15, "Q6_K": 18, "IQ2_XXS": 19, "IQ3_XXS": 23, "IQ1_S": 24}
-    kinds |= {"IQ4_NL": 25, "BF16": 32}
     weights: dict[str, int] = {}
     for name, type_name in types.items():
         weights[type_name] = weights.get(type_name, 0) + math.prod(source[name].shape)
     main = max(weights, key=lambda t: weights[t])
     own: dict[str, tuple[str, Any]] = {
-        "general.file_type": ("u32", kinds[main]),
+        "general.file_type": ("u32", TYPES[main]["llama_ftype"]),
         "general.quantization_version": ("u32", 2),
     }
     if imatrix is not None:

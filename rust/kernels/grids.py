@@ -23,7 +23,10 @@ HEADER = """\
 
 TABLES = [
     (quants.IQ2_XXS, "Entries of eight values, two bits each: levels 8, 25, 43."),
+    (quants.IQ2_XS, "Entries of eight values, two bits each: levels 8, 25, 43."),
+    (quants.IQ2_S, "Entries of eight values, two bits each: levels 8, 25, 43."),
     (quants.IQ3_XXS, "Entries of four values, three bits each: levels 4, 12, 20, 28, 36, 44, 52, 62."),
+    (quants.IQ3_S, "Entries of four values, three bits each: the odd numbers from 1 to 15."),
     (quants.IQ1_S, "Entries of eight values, two bits each: levels -1, 0, 1."),
 ]
 

@@ -1,18 +1,18 @@
 //! The contract between formats, which decode [`Weights`], and drivers, which multiply them.
 //!
-//! A chunk is 256 weights of one row: one K-quant block, or eight blocks of 32. Whatever a format
+//! A chunk is 256 weights of one row: one K-quant block, or as many smaller blocks. Whatever a format
 //! looks like in memory, its decoder returns the same picture:
 //!
 //! ```text
 //! codes    256 x u8, in row order; the code proper is the byte minus 64 (Super, SIGNED), 128 (Grouped) or 0
 //! Family::Super    weight = d * (scales[k/16] * code) - dmin * mins[k/16]      bytes at most 127
-//! Family::Grouped  weight = group_d[k/32] * code                               bytes up to 255
+//! Family::Grouped  weight = group_d[k/SUB] * code + group_m[k/32]              bytes up to 255
 //! ```
 //!
 //! Bytes are unsigned because the dot-product instructions of x86 want one unsigned operand; the
 //! offset comes off again through the activations' sums, exactly. Integer sub-scales are given per 16
-//! weights; a format with one scale per 32 writes it twice. The products stay exact in i32 over the whole
-//! chunk, which is what makes every instruction set return the same bits (`docs/kernels.md`).
+//! weights; a format with one scale per 32 writes it twice. Float scales are given per `SUB`. The products stay
+//! exact in i32 over the whole chunk, which is what makes every instruction set return the same bits (`docs/kernels.md`).
 
 use crate::isa::Isa;
 
@@ -39,9 +39,12 @@ pub struct Weights<I: Isa> {
     pub scales: [i16; CHUNK / SUB],
     /// Integer minimum per 16 weights. `Super` with `HAS_MIN` only.
     pub mins: [i16; CHUNK / SUB],
-    /// Float scale per 32 weights. `Grouped` only.
-    pub group_d: [f32; CHUNK / GROUP],
-    /// Scale of the chunk, an f16 as bits, still without the format's `D_FACTOR`. `Super` only.
+    /// Float scale per [`crate::format::Format::SUB`] weights, the first ones in use. `Grouped` only.
+    pub group_d: [f32; CHUNK / SUB],
+    /// Float minimum per 32 weights, to be added. `Grouped` with `HAS_MIN` only.
+    pub group_m: [f32; CHUNK / GROUP],
+    /// Scale of the chunk, an f16 as bits, still without the format's `D_FACTOR`. `Super`, and `Grouped` formats
+    /// whose float scales are an integer times it.
     pub d: u16,
     /// Scale of the minimums, as `d`. `Super` with `HAS_MIN` only.
     pub dmin: u16,
@@ -51,7 +54,13 @@ impl<I: Isa> Weights<I> {
     /// These codes, and everything else zero.
     #[inline(always)]
     pub fn of(codes: [I::Q; 4]) -> Self {
-        Self { codes, scales: [0; 16], mins: [0; 16], group_d: [0.0; 8], d: 0, dmin: 0 }
+        Self { codes, scales: [0; 16], mins: [0; 16], group_d: [0.0; 16], group_m: [0.0; 8], d: 0, dmin: 0 }
+    }
+
+    /// These codes under one float scale per 32.
+    #[inline(always)]
+    pub fn grouped(codes: [I::Q; 4], d: [f32; CHUNK / GROUP]) -> Self {
+        Self { group_d: bytemuck::cast([d, [0.0; CHUNK / GROUP]]), ..Self::of(codes) }
     }
 }
 
@@ -85,6 +94,12 @@ impl ActChunk {
         } else {
             bytemuck::cast_ref::<_, [i32; 8]>(&self.sums)[p]
         }
+    }
+
+    /// Sum of the activations of group `g`. `Grouped` only.
+    #[inline(always)]
+    pub(crate) fn sum_of_group(&self, g: usize) -> f32 {
+        self.scales[g] * f32::from(self.sums32[g])
     }
 
     /// What the dot product with sub-block `s` of `LEN` shifted codes starts from.

@@ -12,8 +12,19 @@ use bytemuck::Pod;
 pub enum Family {
     /// Integer sub-scales under one float scale per 256 weights; activations share one scale per 256.
     Super,
-    /// One float scale per 32 weights; activations have one scale per 32.
+    /// One float scale per 32 weights, or 16; activations have one scale per 32.
     Grouped,
+}
+
+/// How [`Family::Grouped`] scales are kept without loss where rows are repacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// As f16.
+    Half,
+    /// As bf16: powers of two that f16 has no room for.
+    Brain,
+    /// As an integer times the chunk's f16, [`Weights::scales`] and [`Weights::d`].
+    Integer,
 }
 
 /// The code bytes that numbers of [`Format::BITS`] bits stand for.
@@ -32,20 +43,22 @@ pub enum Levels {
 pub trait Format: Copy + Send + Sync + 'static {
     /// The block as it lies in the file; alignment 1, size asserted in the format's file.
     type Block: Pod;
-    /// The blocks of 256 weights: one, or an array of eight.
+    /// The blocks of 256 weights: one, or an array of several.
     type Chunk: Pod;
     /// How codes are scaled.
     const FAMILY: Family;
     /// Whether `Super` codes may be negative and are shifted by [`crate::chunk::SUPER_OFFSET`]. Those of
     /// `Grouped` always are, by [`crate::chunk::GROUPED_OFFSET`].
     const SIGNED: bool = false;
-    /// Whether [`Weights::mins`] is in use.
+    /// Whether [`Weights::mins`], or [`Weights::group_m`], is in use.
     const HAS_MIN: bool = false;
     /// What the stored scale of a chunk is multiplied by, a power of two. `Super` only.
     const D_FACTOR: f32 = 1.0;
-    /// Weights that share one integer scale: 16 or 32. `Super` only.
+    /// Weights that share one scale below the chunk's: 16 or 32.
     const SUB: usize = 32;
-    /// Bits that tell a weight's code apart from the others of its scale: 2, 3, 4, 6 or 8. What rows are
+    /// How float scales are repacked. `Grouped` only.
+    const SCALE: Scale = Scale::Half;
+    /// Bits that tell a weight's code apart from the others of its scale: 1 to 6, or 8. What rows are
     /// repacked with (`repack.rs`).
     const BITS: usize;
     /// Which codes those bits number. Integer scales and minimums fit an i8.
@@ -69,8 +82,8 @@ pub trait FloatFormat: Copy + Send + Sync + 'static {
 
 macro_rules! formats {
     (
-        float { $($fv:ident $fid:expr, $fname:literal, $fdoc:literal;)* }
-        block { $($bv:ident $bid:expr, $bname:literal, $bdoc:literal;)* }
+        float { $($fv:ident $fid:expr, $fkind:expr, $fname:literal, $fdoc:literal;)* }
+        block { $($bv:ident $bid:expr, $bkind:expr, $bname:literal, $bdoc:literal;)* }
     ) => {
         /// A weight format this crate can decode and multiply.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -86,6 +99,11 @@ macro_rules! formats {
             /// The type number in GGUF files; none for formats that GGUF does not know.
             pub fn ggml_id(self) -> Option<u32> {
                 match self { $(Type::$fv => $fid,)* $(Type::$bv => $bid,)* }
+            }
+
+            /// What llama.cpp calls a file whose matrices mostly have this format (`llama_ftype`); none as above.
+            pub fn llama_ftype(self) -> Option<u32> {
+                match self { $(Type::$fv => $fkind,)* $(Type::$bv => $bkind,)* }
             }
 
             /// The name people write: `Q4_K`, `IQ2_XXS`.
@@ -139,21 +157,40 @@ macro_rules! formats {
     };
 }
 
+// GGUF's number, llama.cpp's for a file of it, name.
 formats! {
     float {
-        F32 Some(0), "F32", "IEEE single precision.";
-        F16 Some(1), "F16", "IEEE half precision.";
-        BF16 Some(30), "BF16", "The upper half of an f32.";
-        F8E4M3 None, "F8_E4M3", "FP8 of published DeepSeek checkpoints, one f32 scale per 128 x 128 weights; no GGUF type.";
+        F32 Some(0), Some(0), "F32", "IEEE single precision.";
+        F16 Some(1), Some(1), "F16", "IEEE half precision.";
+        BF16 Some(30), Some(32), "BF16", "The upper half of an f32.";
+        F8E4M3 None, None, "F8_E4M3", "FP8 of published DeepSeek checkpoints, one f32 scale per 128 x 128 weights; no GGUF type.";
     }
     block {
-        Q8_0 Some(8), "Q8_0", "8-bit codes, f16 scale per 32.";
-        Q4K Some(12), "Q4_K", "4-bit codes, 6-bit scales and minimums per 32.";
-        Q6K Some(14), "Q6_K", "6-bit codes, 8-bit scales per 16.";
-        Iq4Nl Some(20), "IQ4_NL", "4-bit indices into 16 non-linear levels, f16 scale per 32.";
-        Iq3Xxs Some(18), "IQ3_XXS", "8-bit indices into a codebook of four values, signs, 4-bit scale per 32.";
-        Iq2Xxs Some(16), "IQ2_XXS", "8-bit indices into a codebook of eight values, signs, 4-bit scale per 32.";
-        Iq1S Some(19), "IQ1_S", "11-bit indices into a codebook of eight ternary values, shift, 3-bit scale per 32.";
+        Q4_0 Some(2), Some(2), "Q4_0", "4-bit codes, f16 scale per 32.";
+        Q4_1 Some(3), Some(3), "Q4_1", "4-bit codes, f16 scale and minimum per 32.";
+        Q5_0 Some(6), Some(8), "Q5_0", "5-bit codes, f16 scale per 32.";
+        Q5_1 Some(7), Some(9), "Q5_1", "5-bit codes, f16 scale and minimum per 32.";
+        Q8_0 Some(8), Some(7), "Q8_0", "8-bit codes, f16 scale per 32.";
+        Q2K Some(10), Some(10), "Q2_K", "2-bit codes, 4-bit scales and minimums per 16.";
+        Q3K Some(11), Some(12), "Q3_K", "3-bit codes, 6-bit scales per 16.";
+        Q4K Some(12), Some(15), "Q4_K", "4-bit codes, 6-bit scales and minimums per 32.";
+        Q5K Some(13), Some(17), "Q5_K", "5-bit codes, 6-bit scales and minimums per 32.";
+        Q6K Some(14), Some(18), "Q6_K", "6-bit codes, 8-bit scales per 16.";
+        Iq4Nl Some(20), Some(25), "IQ4_NL", "4-bit indices into 16 non-linear levels, f16 scale per 32.";
+        Iq4Xs Some(23), Some(30), "IQ4_XS", "4-bit indices into 16 non-linear levels, 6-bit scale per 32.";
+        Iq3S Some(21), Some(26), "IQ3_S", "9-bit indices into a codebook of four values, signs, 4-bit scale per 32.";
+        Iq3Xxs Some(18), Some(23), "IQ3_XXS", "8-bit indices into a codebook of four values, signs, 4-bit scale per 32.";
+        Iq2S Some(22), Some(28), "IQ2_S", "10-bit indices into a codebook of eight values, signs, 4-bit scale per 16.";
+        Iq2Xs Some(17), Some(20), "IQ2_XS", "9-bit indices into a codebook of eight values, signs, 4-bit scale per 16.";
+        Iq2Xxs Some(16), Some(19), "IQ2_XXS", "8-bit indices into a codebook of eight values, signs, 4-bit scale per 32.";
+        Iq1M Some(29), Some(31), "IQ1_M", "11-bit indices into a codebook of eight ternary values, a shift each, 3-bit scale per 16.";
+        Iq1S Some(19), Some(24), "IQ1_S", "11-bit indices into a codebook of eight ternary values, shift, 3-bit scale per 32.";
+        Tq2_0 Some(35), Some(37), "TQ2_0", "Ternary codes in 2 bits, f16 scale per 256.";
+        Tq1_0 Some(34), Some(36), "TQ1_0", "Ternary codes, five to a byte, f16 scale per 256.";
+        Mxfp4 Some(39), Some(38), "MXFP4", "E2M1 codes, power of two per 32.";
+        Nvfp4 Some(40), Some(39), "NVFP4", "E2M1 codes, UE4M3 scale per 16.";
+        Q2_0 Some(42), Some(41), "Q2_0", "2-bit codes from -1 to 2, f16 scale per 64.";
+        Q1_0 Some(41), Some(40), "Q1_0", "Signs, f16 scale per 128.";
     }
 }
 

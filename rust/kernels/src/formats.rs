@@ -4,22 +4,59 @@
 use crate::format::FloatFormat;
 use crate::isa::{Isa, LANES};
 
+mod bits;
 mod grids;
+pub mod iq1_m;
 pub mod iq1_s;
+pub mod iq2_s;
+pub mod iq2_xs;
 pub mod iq2_xxs;
+pub mod iq3_s;
 pub mod iq3_xxs;
 pub mod iq4_nl;
+pub mod iq4_xs;
+pub mod mxfp4;
+pub mod nvfp4;
+pub mod q1_0;
+pub mod q2_0;
+pub mod q2_k;
+pub mod q3_k;
+pub mod q4_0;
+pub mod q4_1;
 pub mod q4_k;
+pub mod q5_0;
+pub mod q5_1;
+pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
+pub mod tq1_0;
+pub mod tq2_0;
 
+pub use iq1_m::Iq1M;
 pub use iq1_s::Iq1S;
+pub use iq2_s::Iq2S;
+pub use iq2_xs::Iq2Xs;
 pub use iq2_xxs::Iq2Xxs;
+pub use iq3_s::Iq3S;
 pub use iq3_xxs::Iq3Xxs;
 pub use iq4_nl::Iq4Nl;
+pub use iq4_xs::Iq4Xs;
+pub use mxfp4::Mxfp4;
+pub use nvfp4::Nvfp4;
+pub use q1_0::Q1_0;
+pub use q2_0::Q2_0;
+pub use q2_k::Q2K;
+pub use q3_k::Q3K;
+pub use q4_0::Q4_0;
+pub use q4_1::Q4_1;
 pub use q4_k::Q4K;
+pub use q5_0::Q5_0;
+pub use q5_1::Q5_1;
+pub use q5_k::Q5K;
 pub use q6_k::Q6K;
 pub use q8_0::Q8_0;
+pub use tq1_0::Tq1_0;
+pub use tq2_0::Tq2_0;
 
 macro_rules! float_formats {
     ($($name:ident $block:ty, $scaled:literal, ($isa:ident, $stored:ident) => $lanes:expr, $doc:literal;)*) => {$(

@@ -9,7 +9,7 @@
 //!
 //! Repacked rows are lanes already ([`Stream`]): four codes of every row meet four broadcast activations.
 
-use crate::chunk::{ActChunk, CHUNK, GROUP, SUB};
+use crate::chunk::{ActChunk, CHUNK, GROUP, GROUPED_OFFSET, SUB};
 use crate::dispatch::Op;
 use crate::format::{Family, Format};
 use crate::isa::{Isa, LANES};
@@ -71,10 +71,13 @@ const TOGETHER_GROUPED: usize = 2;
 struct Lanes<I: Isa> {
     d: [[u16; LANES]; TOGETHER],
     dmin: [[u16; LANES]; TOGETHER],
-    group_d: [[[f32; 8]; LANES]; TOGETHER_GROUPED],
+    /// Scales per group, or per 16 in two halves.
+    group_d: [[[[f32; 8]; LANES]; 2]; TOGETHER_GROUPED],
+    group_m: [[[f32; 8]; LANES]; TOGETHER_GROUPED],
     sums: [[I::S; LANES]; TOGETHER],
     mins: [[I::S; LANES]; TOGETHER],
-    units: [[I::U; LANES]; TOGETHER_GROUPED],
+    /// Per group; of its halves where each has a scale.
+    units: [[[I::U; LANES]; 2]; TOGETHER_GROUPED],
 }
 
 impl<I: Isa> Lanes<I> {
@@ -83,10 +86,11 @@ impl<I: Isa> Lanes<I> {
         Self {
             d: [[0; LANES]; TOGETHER],
             dmin: [[0; LANES]; TOGETHER],
-            group_d: [[[0.0; 8]; LANES]; TOGETHER_GROUPED],
+            group_d: [[[[0.0; 8]; LANES]; 2]; TOGETHER_GROUPED],
+            group_m: [[[0.0; 8]; LANES]; TOGETHER_GROUPED],
             sums: [[isa.no_lanes(); LANES]; TOGETHER],
             mins: [[isa.no_lanes(); LANES]; TOGETHER],
-            units: [[isa.no_units(); LANES]; TOGETHER_GROUPED],
+            units: [[[isa.no_units(); LANES]; 2]; TOGETHER_GROUPED],
         }
     }
 
@@ -128,8 +132,20 @@ impl<I: Isa> Lanes<I> {
                         }
                     }
                     Family::Grouped => {
-                        self.units[c][r] = isa.dot_units(&weights.codes, a);
-                        self.group_d[c][r] = weights.group_d;
+                        let d: [[f32; 8]; 2] = bytemuck::cast(weights.group_d);
+                        self.group_d[c][0][r] = d[0];
+                        if F::SUB == GROUP {
+                            self.units[c][0][r] = isa.dot_units(&weights.codes, a);
+                        } else {
+                            self.group_d[c][1][r] = d[1];
+                            for half in 0..2 {
+                                let codes = half_of_groups(isa, &weights.codes, half);
+                                self.units[c][half][r] = isa.dot_units(&codes, a);
+                            }
+                        }
+                        if F::HAS_MIN {
+                            self.group_m[c][r] = weights.group_m;
+                        }
                     }
                 }
                 c += 1;
@@ -142,10 +158,26 @@ impl<I: Isa> Lanes<I> {
     fn finish<F: Format>(&self, isa: I, a: &[&ActChunk], mut acc: I::F) -> I::F {
         for (c, a) in a.iter().enumerate() {
             if F::FAMILY == Family::Grouped {
-                let d = isa.transpose_groups(&self.group_d[c]);
-                let sums = isa.sum_units(&self.units[c], a);
+                let halves = GROUP / F::SUB;
+                let mut d = [isa.transpose_groups(&self.group_d[c][0]); 2];
+                let mut sums = [isa.sum_units(&self.units[c][0], a); 2];
+                if halves == 2 {
+                    d[1] = isa.transpose_groups(&self.group_d[c][1]);
+                    sums[1] = isa.sum_units(&self.units[c][1], a);
+                }
+                let mut m = d[0];
+                if F::HAS_MIN {
+                    m = isa.transpose_groups(&self.group_m[c]);
+                }
                 for g in 0..8 {
-                    acc = isa.fma(isa.mul(d[g], isa.splat(a.scales[g])), isa.to_float(sums[g]), acc);
+                    let scale = isa.splat(a.scales[g]);
+                    for half in 0..halves {
+                        let s = g * halves + half;
+                        acc = isa.fma(isa.mul(d[s / 8][s % 8], scale), isa.to_float(sums[half][g]), acc);
+                    }
+                    if F::HAS_MIN {
+                        acc = isa.fma(m[g], isa.splat(a.sum_of_group(g)), acc);
+                    }
                 }
                 continue;
             }
@@ -160,6 +192,29 @@ impl<I: Isa> Lanes<I> {
         }
         acc
     }
+}
+
+/// [`Family::Grouped`] codes with those of one half of each group zero: dot products then are of the other.
+#[inline(always)]
+fn half_of_groups<I: Isa>(isa: I, codes: &[I::Q; 4], half: usize) -> [I::Q; 4] {
+    const fn mask(half: usize, inside: u8, outside: u8) -> [u8; 64] {
+        let mut out = [outside; 64];
+        let mut i = 0;
+        while i < 64 {
+            if i / SUB % 2 == half {
+                out[i] = inside;
+            }
+            i += 1;
+        }
+        out
+    }
+    static KEEP: [[u8; 64]; 2] = [mask(0, 255, 0), mask(1, 255, 0)];
+    static ZERO: [[u8; 64]; 2] = [mask(0, 0, GROUPED_OFFSET), mask(1, 0, GROUPED_OFFSET)];
+    let mut out = *codes;
+    for q in 0..4 {
+        out[q] = isa.or(isa.and(codes[q], isa.bytes(&KEEP[half])), isa.bytes(&ZERO[half]));
+    }
+    out
 }
 
 /// As [`Gemv`] for repacked rows: one stream of records, which the CPU prefetches better than instructions do.
@@ -178,7 +233,8 @@ impl<F: Format> Op for Stream<'_, F> {
             for (chunk, record) in records.enumerate() {
                 let (record, a) = (Record::<F>::new(record), &acts[chunk * all + column]);
                 acc = match (F::FAMILY, F::SUB) {
-                    (Family::Grouped, _) => grouped(isa, record, a, acc),
+                    (Family::Grouped, GROUP) => grouped::<I, F, GROUP>(isa, record, a, acc),
+                    (Family::Grouped, _) => grouped::<I, F, SUB>(isa, record, a, acc),
                     (Family::Super, GROUP) => supers::<I, F, GROUP>(isa, record, a, acc),
                     (Family::Super, _) => supers::<I, F, SUB>(isa, record, a, acc),
                 };
@@ -190,16 +246,28 @@ impl<F: Format> Op for Stream<'_, F> {
     }
 }
 
+/// `LEN` is the format's `SUB`.
 #[inline(always)]
-fn grouped<I: Isa, F: Format>(isa: I, record: Record<'_, F>, a: &ActChunk, mut acc: I::F) -> I::F {
+fn grouped<I: Isa, F: Format, const LEN: usize>(
+    isa: I,
+    record: Record<'_, F>,
+    a: &ActChunk,
+    mut acc: I::F,
+) -> I::F {
     let quads: &[i32; CHUNK / 4] = bytemuck::cast_ref(&a.codes);
     for g in 0..CHUNK / GROUP {
         let codes = record.codes(isa, g);
-        let mut sum = isa.start_full(a.starts32[g]);
-        for k in 0..8 {
-            sum = isa.dot4_full(sum, codes[k], quads[8 * g + k]);
+        for half in 0..GROUP / LEN {
+            let s = g * GROUP / LEN + half;
+            let mut sum = isa.start_full(a.start::<LEN>(s));
+            for k in half * LEN / 4..(half + 1) * LEN / 4 {
+                sum = isa.dot4_full(sum, codes[k], quads[8 * g + k]);
+            }
+            acc = isa.fma(isa.mul(record.group_d(isa, s), isa.splat(a.scales[g])), isa.to_float(sum), acc);
         }
-        acc = isa.fma(isa.mul(record.floats(isa, g), isa.splat(a.scales[g])), isa.to_float(sum), acc);
+        if F::HAS_MIN {
+            acc = isa.fma(record.group_m(isa, g), isa.splat(a.sum_of_group(g)), acc);
+        }
     }
     acc
 }

@@ -40,8 +40,10 @@ struct Panel {
     scales: [[[i32; LANES]; MAX_STEP as usize]; CHUNK / SUB],
     /// Minimums, or shifts, of two neighbouring sub-blocks per row: eight pairs, or four of sub-blocks of 32.
     mins: [[i32; LANES]; 8],
-    /// Scale per group. `Grouped` only.
-    group_d: [[f32; LANES]; CHUNK / GROUP],
+    /// Scale per sub-block. `Grouped` only.
+    group_d: [[f32; LANES]; CHUNK / SUB],
+    /// Minimum per group. `Grouped` with `HAS_MIN` only.
+    group_m: [[f32; LANES]; CHUNK / GROUP],
     /// Scale of the chunk. `Super` only.
     d: [f32; LANES],
     /// Scale of the minimums. `HAS_MIN` only.
@@ -101,7 +103,9 @@ fn multiply<I: Isa, F: Format>(
 ) {
     let shifted = F::SHIFTED && w.is_repacked();
     match (F::FAMILY, F::SUB == SUB, F::SIGNED, F::HAS_MIN) {
-        (Family::Grouped, ..) => tiles::<I, Grouped>(isa, panel, acts, pick, acc),
+        (Family::Grouped, true, ..) => tiles::<I, Grouped<16, false>>(isa, panel, acts, pick, acc),
+        (Family::Grouped, _, _, false) => tiles::<I, Grouped<32, false>>(isa, panel, acts, pick, acc),
+        (Family::Grouped, _, _, true) => tiles::<I, Grouped<32, true>>(isa, panel, acts, pick, acc),
         (_, false, true, _) if shifted => tiles::<I, Super<32, true, IN_SCALES>>(isa, panel, acts, pick, acc),
         (_, false, false, false) => tiles::<I, Super<32, false, NONE>>(isa, panel, acts, pick, acc),
         (_, false, false, true) => tiles::<I, Super<32, false, OWN>>(isa, panel, acts, pick, acc),
@@ -187,10 +191,10 @@ trait Kind {
     fn tile<I: Isa, const C: usize>(isa: I, panel: &Panel, a: [&ActChunk; C], acc: &mut [[f32; LANES]; C]);
 }
 
-/// [`Family::Grouped`].
-struct Grouped;
+/// [`Family::Grouped`] with one float scale per `SUB` weights and perhaps minimums.
+struct Grouped<const SUB: usize, const MIN: bool>;
 
-impl Kind for Grouped {
+impl<const SUB: usize, const MIN: bool> Kind for Grouped<SUB, MIN> {
     #[inline(always)]
     fn tile<I: Isa, const C: usize>(isa: I, panel: &Panel, a: [&ActChunk; C], acc: &mut [[f32; LANES]; C]) {
         let quads: [&[i32; 64]; C] = a.map(|a| bytemuck::cast_ref(&a.codes));
@@ -199,18 +203,26 @@ impl Kind for Grouped {
             f[c] = isa.load(&acc[c]);
         }
         for g in 0..CHUNK / GROUP {
-            let mut sum = [isa.splat_i32(0); C];
-            for c in 0..C {
-                sum[c] = isa.start_full(a[c].starts32[g]);
-            }
-            for k in g * GROUP / 4..(g + 1) * GROUP / 4 {
+            for s in g * GROUP / SUB..(g + 1) * GROUP / SUB {
+                let mut sum = [isa.splat_i32(0); C];
                 for c in 0..C {
-                    sum[c] = isa.dot4_full(sum[c], isa.bytes(&panel.codes[k]), quads[c][k]);
+                    sum[c] = isa.start_full(a[c].start::<SUB>(s));
+                }
+                for k in s * SUB / 4..(s + 1) * SUB / 4 {
+                    for c in 0..C {
+                        sum[c] = isa.dot4_full(sum[c], isa.bytes(&panel.codes[k]), quads[c][k]);
+                    }
+                }
+                let d = isa.load(&panel.group_d[s]);
+                for c in 0..C {
+                    f[c] = isa.fma(isa.mul(d, isa.splat(a[c].scales[g])), isa.to_float(sum[c]), f[c]);
                 }
             }
-            let d = isa.load(&panel.group_d[g]);
-            for c in 0..C {
-                f[c] = isa.fma(isa.mul(d, isa.splat(a[c].scales[g])), isa.to_float(sum[c]), f[c]);
+            if MIN {
+                let m = isa.load(&panel.group_m[g]);
+                for c in 0..C {
+                    f[c] = isa.fma(m, isa.splat(a[c].sum_of_group(g)), f[c]);
+                }
             }
         }
         for c in 0..C {

@@ -8,7 +8,9 @@
 //! record    codes      8 groups of 32 weights, BITS vectors of 64 bytes each
 //!           Super      scales [256 / SUB][16 rows] i8       minimums [256 / SUB / 2][16 rows][2] i8
 //!                      d [16 rows] f16                      dmin [16 rows] f16
-//!           Grouped    d [8 groups][16 rows] f16            (padded to whole 64 bytes)
+//!           Grouped    d [256 / SUB][16 rows] f16 or bf16   minimums [8 groups][16 rows] f16
+//!             or       scales [8 groups][16 rows] i8        d [16 rows] f16
+//!                      (padded to whole 64 bytes)
 //!
 //! vector    byte 4 r + i: code i of row r's four, as a number of 8, 4, 2 or 1 bits; the numbers of further
 //!           fours lie above it
@@ -16,7 +18,7 @@
 //!             4 bits  v0 .. v3   weights 8 v + i      8 v + 4 + i
 //!             2 bits  v0, v1     weights 16 v + i     16 v + 4 + i    + 8    + 12
 //!             1 bit   v0         weights i            4 + i    ...    28 + i
-//!           3 bits are 2 and 1, 6 bits are 4 and 2: the lower bits first
+//!           3 bits are 2 and 1, 5 bits 4 and 1, 6 bits 4 and 2: the lower bits first
 //! ```
 //!
 //! Knows the layout: its sizes and its writer; `repack/record.rs` is its reader. Does not know products, nor who owns the memory.
@@ -25,7 +27,7 @@ use crate::chunk::{CHUNK, GROUP, SUB, Weights};
 use crate::convert::f32_to_f16;
 use crate::dispatch::{Op, dispatch};
 use crate::error::{Error, expect_len};
-use crate::format::{Family, Format, Levels, Type, with_format};
+use crate::format::{Family, Format, Levels, Scale, Type, with_format};
 use crate::isa::{Isa, LANES};
 use crate::matrix::Matrix;
 use crate::par;
@@ -43,25 +45,32 @@ const FIRSTS: [usize; GROUPS] = [0, 32, 64, 96, 128, 160, 192, 224];
 
 /// Where the parts of a record are.
 pub(crate) trait Layout: Format {
-    /// Integer scales of a row; none in `Grouped` formats.
-    const SCALES: usize = match Self::FAMILY {
-        Family::Super => CHUNK / Self::SUB,
-        Family::Grouped => 0,
+    /// Integer scales of a row.
+    const SCALES: usize = match (Self::FAMILY, Self::SCALE) {
+        (Family::Super, _) | (Family::Grouped, Scale::Integer) => CHUNK / Self::SUB,
+        (Family::Grouped, _) => 0,
     };
-    /// Float scales of a row.
-    const FLOATS: usize = match Self::FAMILY {
-        Family::Super => 1 + Self::HAS_MIN as usize,
-        Family::Grouped => GROUPS,
+    /// Float scales of a row, and its float minimums.
+    const FLOATS: usize = match (Self::FAMILY, Self::SCALE) {
+        (Family::Super, _) => 1 + Self::HAS_MIN as usize,
+        (Family::Grouped, Scale::Integer) => 1,
+        (Family::Grouped, _) => CHUNK / Self::SUB + if Self::HAS_MIN { GROUPS } else { 0 },
     };
     /// After the codes.
     const SCALES_AT: usize = 64 * GROUPS * Self::BITS;
     /// After the scales.
     const MINS_AT: usize = Self::SCALES_AT + LANES * Self::SCALES;
     /// After the minimums.
-    const FLOATS_AT: usize = Self::MINS_AT + if Self::HAS_MIN { LANES * Self::SCALES } else { 0 };
+    const FLOATS_AT: usize = Self::MINS_AT
+        + match Self::FAMILY {
+            Family::Super if Self::HAS_MIN => LANES * Self::SCALES,
+            _ => 0,
+        };
     /// Bytes of a record.
     const SIZE: usize = {
-        assert!(matches!(Self::BITS, 2 | 3 | 4 | 6 | 8), "codes() knows these");
+        assert!(matches!(Self::BITS, 1..=6 | 8), "codes() knows these");
+        assert!(Self::SUB == SUB || Self::SUB == GROUP);
+        assert!(Self::FLOATS <= CHUNK / SUB, "the writer has room for these");
         // A shift is per group, and takes the place of minimums.
         assert!(!Self::SHIFTED || (Self::SUB == GROUP && Self::SIGNED && !Self::HAS_MIN));
         (Self::FLOATS_AT + 2 * LANES * Self::FLOATS).next_multiple_of(64)
@@ -153,10 +162,7 @@ impl<F: Format> Op for Pack<'_, F> {
                 for q in 0..4 {
                     isa.put(weights.codes[q], &mut rows[q][r]);
                 }
-                let floats = match F::FAMILY {
-                    Family::Super => [weights.d, weights.dmin, 0, 0, 0, 0, 0, 0],
-                    Family::Grouped => weights.group_d.map(f32_to_f16),
-                };
+                let floats = floats::<I, F>(&weights);
                 let first = FIRSTS.map(|i| rows[i / 64][r][i % 64]);
                 write_scales::<F>((&weights.scales, &weights.mins), floats, first, r, record);
             }
@@ -172,6 +178,26 @@ impl<F: Format> Op for Pack<'_, F> {
             }
         }
     }
+}
+
+/// The 16-bit scales of a row, and its minimums, in the order of the layout.
+#[inline(always)]
+fn floats<I: Isa, F: Format>(weights: &Weights<I>) -> [u16; CHUNK / SUB] {
+    let mut out = [0; CHUNK / SUB];
+    if F::FAMILY == Family::Super || F::SCALE == Scale::Integer {
+        (out[0], out[1]) = (weights.d, weights.dmin);
+        return out;
+    }
+    for s in 0..CHUNK / F::SUB {
+        let d = weights.group_d[s];
+        out[s] = if F::SCALE == Scale::Brain { (d.to_bits() >> 16) as u16 } else { f32_to_f16(d) };
+    }
+    if F::HAS_MIN {
+        for g in 0..GROUPS {
+            out[CHUNK / F::SUB + g] = f32_to_f16(weights.group_m[g]);
+        }
+    }
+    out
 }
 
 /// How many bits of a code lie together: the parts of [`Format::BITS`], lower bits first.
@@ -197,7 +223,7 @@ fn write_codes(words: &[[u8; 64]; 8], group: &mut [[u8; 64]]) {
 #[inline(never)]
 fn write_scales<F: Format>(
     (scales, mins): (&[i16; 16], &[i16; 16]),
-    floats: [u16; GROUPS],
+    floats: [u16; CHUNK / SUB],
     first: [u8; GROUPS],
     r: usize,
     record: &mut [u8],
@@ -214,7 +240,7 @@ fn write_scales<F: Format>(
             scale = if code < level { -scale } else { scale };
         }
         record[F::SCALES_AT + LANES * s + r] = scale as u8;
-        if F::HAS_MIN {
+        if F::MINS_AT < F::FLOATS_AT {
             record[F::MINS_AT + 2 * LANES * (s / 2) + 2 * r + s % 2] =
                 i8::try_from(mins[at / SUB]).expect("integer minimums fit a byte") as u8;
         }

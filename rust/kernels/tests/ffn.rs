@@ -1,6 +1,8 @@
 //! Feed-forward blocks: the fused path has the bits of the long one, and nobody's result depends on the others in
 //! the batch, on the instruction set or on the number of threads.
 
+mod blocks;
+
 use kizami_kernels::matmul::Precision;
 use kizami_kernels::ops::Norm;
 use kizami_kernels::ops::ffn::{Experts, Ffn, FfnBlock, GroupScore, Router, Scoring};
@@ -25,15 +27,8 @@ fn weights(ty: Type, rows: usize, cols: usize, seed: &mut u64) -> Vec<u8> {
         return bytes;
     }
     bytes.fill_with(&mut next);
-    let scales: &[usize] = match ty {
-        Type::Q4K => &[0, 2],
-        Type::Q6K => &[208],
-        _ => &[0],
-    };
     for block in bytes.chunks_exact_mut(ty.block_bytes()) {
-        for &at in scales {
-            block[at..at + 2].copy_from_slice(&[next(), 0x08]);
-        }
+        blocks::set_scales(ty, block, || u16::from_le_bytes([next(), 0x08]));
     }
     bytes
 }
@@ -50,6 +45,8 @@ proptest! {
             [Type::Q8_0, Type::Iq3Xxs, Type::F32],
             [Type::Q6K, Type::F32, Type::Q8_0],
             [Type::Iq2Xxs, Type::Iq1S, Type::Q4K],
+            [Type::Iq3S, Type::Q5_1, Type::Nvfp4],
+            [Type::Mxfp4, Type::Iq1M, Type::Q2_0],
         ]),
         shared in any::<bool>(),
         routed in any::<bool>(),

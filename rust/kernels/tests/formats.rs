@@ -1,7 +1,7 @@
 //! Every block format against the weights that the `gguf` package reads from the same bytes.
 //! The fixtures are made by `data/make_formats.py`.
 
-use kizami_kernels::formats::{iq1_s, iq2_xxs, iq3_xxs};
+use kizami_kernels::formats::{iq1_s, iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs};
 use kizami_kernels::matmul::dequantize_row;
 use kizami_kernels::{Type, levels, set_level};
 use std::path::Path;
@@ -58,7 +58,10 @@ fn codebook_entries_are_distinct_and_within_their_levels() {
         assert_eq!(sorted.len(), grid.len());
     }
     check(&iq2_xxs::GRID, &iq2_xxs::MAGNITUDES);
+    check(&iq2_xs::GRID, &iq2_xs::MAGNITUDES);
+    check(&iq2_s::GRID, &iq2_s::MAGNITUDES);
     check(&iq3_xxs::GRID, &iq3_xxs::MAGNITUDES);
+    check(&iq3_s::GRID, &iq3_s::MAGNITUDES);
     check(&iq1_s::GRID, &[-1, 0, 1]);
     for (i, signs) in iq2_xxs::SIGNS.iter().enumerate() {
         assert_eq!(usize::from(signs & 127), i);

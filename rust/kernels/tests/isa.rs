@@ -2,7 +2,9 @@
 //! one column of activations, and on nothing else. Not on the instruction set, the other columns of
 //! the batch or the number of threads. And that result is close to the true one.
 
-use kizami_kernels::convert::{f16_to_f32, f32_to_bf16};
+mod blocks;
+
+use kizami_kernels::convert::f32_to_bf16;
 use kizami_kernels::matmul::{Columns, Precision, dequantize, matmul};
 use kizami_kernels::par::set_threads;
 use kizami_kernels::{Family, Level, Matrix, Type, repack, repacked_bytes, set_level};
@@ -91,17 +93,10 @@ fn weights(ty: Type, rng: &mut Rng, case: &Case) -> Vec<u8> {
         }
         _ => {
             let mut bytes = vec![0; count / ty.block() * ty.block_bytes()];
-            let halves: &[usize] = match ty {
-                Type::Q4K => &[0, 2],
-                Type::Q6K => &[208],
-                _ => &[0],
-            };
             for block in bytes.chunks_exact_mut(ty.block_bytes()) {
                 let byte = rng.bits() as u8;
                 block.fill_with(|| if case.contents == Contents::Extreme { byte } else { rng.bits() as u8 });
-                for &at in halves {
-                    block[at..at + 2].copy_from_slice(&half(rng, case.contents).to_le_bytes());
-                }
+                blocks::set_scales(ty, block, || half(rng, case.contents));
             }
             bytes
         }
@@ -142,7 +137,7 @@ fn difference(found: &[f32], expected: &[f32]) -> Option<String> {
 ///
 /// - rounding an activation to 8 bits, by at most half a step of its span's maximum / 127;
 /// - each rounding of f32 arithmetic, 2^-24 of what is summed: a few per term and one per addition;
-/// - for Q4_K, a weight is a difference whose two products are summed apart, so both count.
+/// - where there are minimums, a weight is a sum whose two products are summed apart, so both count.
 fn check_distance(w: &Matrix<'_>, bytes: &[u8], x: &[f32], precision: Precision, out: &[f32]) {
     let (ty, rows, cols) = (w.ty(), w.rows(), w.cols());
     let mut decoded = vec![0.0; rows * cols];
@@ -152,18 +147,16 @@ fn check_distance(w: &Matrix<'_>, bytes: &[u8], x: &[f32], precision: Precision,
         (Some(Family::Grouped), Precision::Int8) => Some(32),
         _ => None,
     };
-    let additions = span.map_or(cols.div_ceil(16) + 4, |span| 2 * cols.div_ceil(span));
+    let additions = span.map_or(cols.div_ceil(16) + 4, |span| 3 * cols.div_ceil(span));
     let epsilon = (additions + 8) as f64 * 2f64.powi(-24);
     for (c, x) in x.chunks_exact(cols).enumerate() {
         for (r, weights) in decoded.chunks_exact(cols).enumerate() {
             let (mut exact, mut bound) = (0.0, f64::from(f32::MIN_POSITIVE));
             for (k, (&weight, &value)) in weights.iter().zip(x).enumerate() {
-                let block = (r * cols + k) / 256 * 144;
-                let min = match ty {
-                    Type::Q4K => {
-                        f16_to_f32(u16::from_le_bytes([bytes[block + 2], bytes[block + 3]])).abs() * 63.0
-                    }
-                    _ => 0.0,
+                let block = (r * cols + k) / ty.block() * ty.block_bytes();
+                let min = match ty.family() {
+                    Some(_) => blocks::largest_min(ty, &bytes[block..][..ty.block_bytes()]),
+                    None => 0.0,
                 };
                 let gross = f64::from(weight.abs()) + 2.0 * f64::from(min);
                 exact += f64::from(weight) * f64::from(value);

@@ -29,6 +29,7 @@ pub(crate) fn types(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
         d.set_item("block_bytes", ty.block_bytes())?;
         d.set_item("bpw", ty.bpw())?;
         d.set_item("quantized", ty.family().is_some())?;
+        d.set_item("llama_ftype", ty.llama_ftype())?;
         Ok(d)
     };
     Type::ALL.iter().map(describe).collect()

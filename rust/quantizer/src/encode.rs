@@ -10,24 +10,51 @@
 #![allow(clippy::needless_range_loop, reason = "lanes, groups and levels are numbers here")]
 
 mod codebook;
+mod e2m1;
 mod float;
+mod iq1_m;
 mod iq1_s;
+mod iq2_s;
+mod iq2_xs;
 mod iq2_xxs;
+mod iq3_s;
 mod iq3_xxs;
 mod iq4_nl;
+mod iq4_xs;
 mod lanes;
+mod line;
+mod lines;
+mod mxfp4;
+mod nvfp4;
+mod octets;
+mod q1_0;
+mod q2_0;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
 mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
 mod q6_k;
 mod q8_0;
+mod signed;
 mod steps;
 mod target;
+mod ternary;
 #[cfg(test)]
 mod tests;
+mod tq1_0;
+mod tq2_0;
 
 use crate::error::{Error, expect_len};
 use bytemuck::Pod;
 use kizami_kernels::dispatch::Op;
-use kizami_kernels::formats::{Iq1S, Iq2Xxs, Iq3Xxs, Iq4Nl, Q4K, Q6K, Q8_0};
+use kizami_kernels::formats::{
+    Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs, Iq4Nl, Iq4Xs, Mxfp4, Nvfp4, Q1_0, Q2_0, Q2K, Q3K, Q4_0,
+    Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tq1_0, Tq2_0,
+};
 use kizami_kernels::isa::Isa;
 use kizami_kernels::{Type, dispatch};
 use target::Target;
@@ -69,14 +96,32 @@ pub fn encode_rows(
     }
     match ty {
         Type::F32 | Type::F16 | Type::BF16 => float::encode(ty, rows, out),
-        Type::F8E4M3 => return Err(Error::NoEncoder { ty: ty.name() }),
+        Type::Q4_0 => blocks::<Q4_0, 32>(rows, cols, importance, out),
+        Type::Q4_1 => blocks::<Q4_1, 32>(rows, cols, importance, out),
+        Type::Q5_0 => blocks::<Q5_0, 32>(rows, cols, importance, out),
+        Type::Q5_1 => blocks::<Q5_1, 32>(rows, cols, importance, out),
         Type::Q8_0 => blocks::<Q8_0, 32>(rows, cols, importance, out),
-        Type::Iq4Nl => blocks::<Iq4Nl, 32>(rows, cols, importance, out),
+        Type::Q2K => blocks::<Q2K, 256>(rows, cols, importance, out),
+        Type::Q3K => blocks::<Q3K, 256>(rows, cols, importance, out),
         Type::Q4K => blocks::<Q4K, 256>(rows, cols, importance, out),
+        Type::Q5K => blocks::<Q5K, 256>(rows, cols, importance, out),
         Type::Q6K => blocks::<Q6K, 256>(rows, cols, importance, out),
+        Type::Iq4Nl => blocks::<Iq4Nl, 32>(rows, cols, importance, out),
+        Type::Iq4Xs => blocks::<Iq4Xs, 256>(rows, cols, importance, out),
+        Type::Iq3S => blocks::<Iq3S, 256>(rows, cols, importance, out),
         Type::Iq3Xxs => blocks::<Iq3Xxs, 256>(rows, cols, importance, out),
+        Type::Iq2S => blocks::<Iq2S, 256>(rows, cols, importance, out),
+        Type::Iq2Xs => blocks::<Iq2Xs, 256>(rows, cols, importance, out),
         Type::Iq2Xxs => blocks::<Iq2Xxs, 256>(rows, cols, importance, out),
+        Type::Iq1M => blocks::<Iq1M, 256>(rows, cols, importance, out),
         Type::Iq1S => blocks::<Iq1S, 256>(rows, cols, importance, out),
+        Type::Tq2_0 => blocks::<Tq2_0, 256>(rows, cols, importance, out),
+        Type::Tq1_0 => blocks::<Tq1_0, 256>(rows, cols, importance, out),
+        Type::Mxfp4 => blocks::<Mxfp4, 32>(rows, cols, importance, out),
+        Type::Nvfp4 => blocks::<Nvfp4, 64>(rows, cols, importance, out),
+        Type::Q2_0 => blocks::<Q2_0, 64>(rows, cols, importance, out),
+        Type::Q1_0 => blocks::<Q1_0, 128>(rows, cols, importance, out),
+        Type::F8E4M3 => return Err(Error::NoEncoder { ty: ty.name() }),
     }
     Ok(())
 }

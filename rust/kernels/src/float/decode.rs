@@ -153,9 +153,9 @@ pub(super) struct OfBlocks<F>(PhantomData<F>);
 pub(super) struct Codes {
     /// Signed codes.
     codes: [[u8; 64]; 4],
-    /// Per 16 for `Super`, per 32 for `Grouped`.
+    /// Per 16 for `Super`, per `SUB` for `Grouped`.
     scales: [f32; CHUNK / SUB],
-    /// Per 16. `HAS_MIN` only.
+    /// Per 16, to be taken off. `HAS_MIN` only.
     mins: [f32; CHUNK / SUB],
 }
 
@@ -187,8 +187,11 @@ impl<F: Format> Decode for OfBlocks<F> {
             isa.put(isa.add(weights.codes[q], unshift), &mut out.codes[q]);
         }
         if F::FAMILY == Family::Grouped {
-            for g in 0..CHUNK / GROUP {
-                out.scales[g] = weights.group_d[g];
+            out.scales = weights.group_d;
+            if F::HAS_MIN {
+                for s in 0..CHUNK / SUB {
+                    out.mins[s] = -weights.group_m[s * SUB / GROUP];
+                }
             }
             return;
         }
@@ -208,7 +211,7 @@ impl<F: Format> Decode for OfBlocks<F> {
     fn lanes<I: Isa>(isa: I, chunk: &Codes, s: usize) -> I::F {
         let codes: &[[i8; LANES]; CHUNK / SUB] = bytemuck::cast_ref(&chunk.codes);
         let scale = match F::FAMILY {
-            Family::Grouped => chunk.scales[s * SUB / GROUP],
+            Family::Grouped => chunk.scales[s * SUB / F::SUB],
             Family::Super => chunk.scales[s],
         };
         let value = isa.mul(isa.splat(scale), isa.load_codes(&codes[s]));

@@ -3,12 +3,13 @@
 //! Knows: how the packed entries of `grids/tables.rs` become bytes, and that the eighth sign of a group is
 //! the parity of the other seven. Does not know: scales or blocks.
 
+use super::bits::spread_bits;
 use crate::chunk::SUPER_OFFSET;
 use crate::isa::Isa;
 
 mod tables;
 
-pub(crate) use tables::{IQ1_S, IQ2_XXS, IQ3_XXS};
+pub(crate) use tables::{IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
 
 /// Eight signs by their seven stored bits: bit `j` set where weight `j` is negative. The eighth makes the
 /// number of negative weights even.
@@ -121,6 +122,23 @@ pub(super) const fn signed(magnitudes: &[i8]) -> [u8; 16] {
 pub(super) fn apply_signs(codes: u64, number: u64) -> u64 {
     let masks = u64::from_le_bytes(SIGN_MASKS[(number & 127) as usize]);
     (codes ^ masks) + (masks >> 6 & 0x0101_0101_0101_0101)
+}
+
+/// As [`apply_signs`], bit `j` set where code `j` is negative.
+#[inline(always)]
+pub(super) fn apply_sign_bits(codes: u64, signs: u8) -> u64 {
+    let ones = spread_bits(signs);
+    (codes ^ (ones * 127)) + ones
+}
+
+/// `2 s + 1`, where `s` are the nibbles, the lower of each byte first.
+#[inline(always)]
+pub(super) fn odd_nibbles(bytes: &[u8; 8]) -> [i16; 16] {
+    let mut out = [0; 16];
+    for s in 0..16 {
+        out[s] = i16::from(bytes[s / 2] >> (4 * (s % 2)) & 15) << 1 | 1;
+    }
+    out
 }
 
 /// `2 s + 1`, where `s` is the upper half of each byte.

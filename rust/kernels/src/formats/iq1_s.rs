@@ -34,7 +34,7 @@ pub struct BlockIq1S {
 const _: () = assert!(size_of::<BlockIq1S>() == 50 && align_of::<BlockIq1S>() == 1);
 
 /// The codebook as decoding wants it: `8 * value`, shifted.
-static SHIFTED: [[u8; 8]; 2048] = grids::shift(&grids::unpack(&grids::IQ1_S, &[-8, 0, 8], 2));
+pub(super) static SHIFTED: [[u8; 8]; 2048] = grids::shift(&grids::unpack(&grids::IQ1_S, &[-8, 0, 8], 2));
 
 /// Marker of the format.
 #[derive(Debug, Clone, Copy)]

@@ -8,7 +8,8 @@
 //! weight = d * LEVELS[nibble]
 //! ```
 
-use crate::chunk::{GROUPED_OFFSET, Weights};
+use super::bits;
+use crate::chunk::Weights;
 use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -32,15 +33,7 @@ const _: () = assert!(size_of::<BlockIq4Nl>() == 18 && align_of::<BlockIq4Nl>() 
 pub struct Iq4Nl;
 
 /// [`LEVELS`] as decoding wants them.
-const SHIFTED: [u8; 16] = {
-    let mut out = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        out[i] = (LEVELS[i] as u8).wrapping_add(GROUPED_OFFSET);
-        i += 1;
-    }
-    out
-};
+pub(super) const SHIFTED: [u8; 16] = bits::shifted(&LEVELS);
 
 impl Format for Iq4Nl {
     type Block = BlockIq4Nl;
@@ -56,6 +49,6 @@ impl Format for Iq4Nl {
             codes[q] = isa.lookup16(&SHIFTED, isa.nibbles(&b[2 * q].qs, &b[2 * q + 1].qs));
         }
         let d = [b[0].d, b[1].d, b[2].d, b[3].d, b[4].d, b[5].d, b[6].d, b[7].d];
-        Weights { group_d: isa.halves(d), ..Weights::of(codes) }
+        Weights::grouped(codes, isa.halves(d))
     }
 }

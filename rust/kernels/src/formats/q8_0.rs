@@ -42,6 +42,6 @@ impl Format for Q8_0 {
             codes[q] = isa.xor(pair, shift);
         }
         let d = [b[0].d, b[1].d, b[2].d, b[3].d, b[4].d, b[5].d, b[6].d, b[7].d];
-        Weights { group_d: isa.halves(d), ..Weights::of(codes) }
+        Weights::grouped(codes, isa.halves(d))
     }
 }

@@ -55,7 +55,12 @@ impl<F: Format> Op for Build<'_, F> {
                     }
                     (d[r], dmin[r]) = (weights.d, weights.dmin);
                 }
-                Family::Grouped => low.copy_from_slice(bytemuck::bytes_of(&weights.group_d)),
+                Family::Grouped => {
+                    let [first, second]: &[[f32; 8]; 2] = bytemuck::cast_ref(&weights.group_d);
+                    low.copy_from_slice(bytemuck::bytes_of(first));
+                    let second = if F::HAS_MIN { &weights.group_m } else { second };
+                    high.copy_from_slice(bytemuck::bytes_of(second));
+                }
             }
         }
         for (q, words) in panel.codes.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
@@ -64,8 +69,13 @@ impl<F: Format> Op for Build<'_, F> {
         let mut words = [[0; 64]; LANES];
         isa.transpose_words(&buffer.scales, &mut words);
         if F::FAMILY == Family::Grouped {
-            for g in 0..CHUNK / GROUP {
-                panel.group_d[g] = bytemuck::cast(words[g]);
+            for s in 0..CHUNK / F::SUB {
+                panel.group_d[s] = bytemuck::cast(words[s]);
+            }
+            if F::HAS_MIN {
+                for g in 0..CHUNK / GROUP {
+                    panel.group_m[g] = bytemuck::cast(words[8 + g]);
+                }
             }
             return;
         }
@@ -114,8 +124,13 @@ impl<F: Format> Op for Unpack<'_, F> {
             }
         }
         if F::FAMILY == Family::Grouped {
-            for g in 0..CHUNK / GROUP {
-                isa.store(record.floats(isa, g), &mut panel.group_d[g]);
+            for s in 0..CHUNK / F::SUB {
+                isa.store(record.group_d(isa, s), &mut panel.group_d[s]);
+            }
+            if F::HAS_MIN {
+                for g in 0..CHUNK / GROUP {
+                    isa.store(record.group_m(isa, g), &mut panel.group_m[g]);
+                }
             }
             return;
         }

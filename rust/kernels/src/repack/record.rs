@@ -2,7 +2,8 @@
 
 use super::{GROUPS, Layout, PLANES};
 use crate::chunk::{CHUNK, GROUP, SUB, Weights};
-use crate::format::{Family, Format, Levels};
+use crate::convert::{bf16_to_f32, f16_to_f32};
+use crate::format::{Family, Format, Levels, Scale};
 use crate::formats::halves;
 use crate::isa::{Isa, LANES};
 use bytemuck::Pod;
@@ -67,15 +68,43 @@ impl<'a, F: Format> Record<'a, F> {
             plane += 2;
         }
         if F::BITS & 1 != 0 {
-            let (x, at) = (isa.bytes(&group[plane]), isa.splat_byte(4));
-            out[0] = isa.or(out[0], isa.and(isa.shl::<2, 2>(x), at));
-            out[1] = isa.or(out[1], isa.and(isa.shl::<1, 1>(x), at));
-            out[2] = isa.or(out[2], isa.and(x, at));
-            out[3] = isa.or(out[3], isa.and(isa.shr::<1, 1>(x), at));
-            out[4] = isa.or(out[4], isa.and(isa.shr::<2, 2>(x), at));
-            out[5] = isa.or(out[5], isa.and(isa.shr::<3, 3>(x), at));
-            out[6] = isa.or(out[6], isa.and(isa.shr::<4, 4>(x), at));
-            out[7] = isa.or(out[7], isa.and(isa.shr::<5, 5>(x), at));
+            let x = isa.bytes(&group[plane]);
+            let at = isa.splat_byte(1 << plane);
+            let moved = match plane {
+                0 => [
+                    x,
+                    isa.shr::<1, 1>(x),
+                    isa.shr::<2, 2>(x),
+                    isa.shr::<3, 3>(x),
+                    isa.shr::<4, 4>(x),
+                    isa.shr::<5, 5>(x),
+                    isa.shr::<6, 6>(x),
+                    isa.shr::<7, 7>(x),
+                ],
+                2 => [
+                    isa.shl::<2, 2>(x),
+                    isa.shl::<1, 1>(x),
+                    x,
+                    isa.shr::<1, 1>(x),
+                    isa.shr::<2, 2>(x),
+                    isa.shr::<3, 3>(x),
+                    isa.shr::<4, 4>(x),
+                    isa.shr::<5, 5>(x),
+                ],
+                _ => [
+                    isa.shl::<4, 4>(x),
+                    isa.shl::<3, 3>(x),
+                    isa.shl::<2, 2>(x),
+                    isa.shl::<1, 1>(x),
+                    x,
+                    isa.shr::<1, 1>(x),
+                    isa.shr::<2, 2>(x),
+                    isa.shr::<3, 3>(x),
+                ],
+            };
+            for k in 0..8 {
+                out[k] = isa.or(out[k], isa.and(moved[k], at));
+            }
         }
         for k in 0..8 {
             match F::LEVELS {
@@ -87,13 +116,13 @@ impl<'a, F: Format> Record<'a, F> {
         out
     }
 
-    /// Integer scales of sub-block `s`, with the sign of the shift if there is one. `Super` only.
+    /// Integer scales of sub-block `s`, with the sign of the shift if there is one.
     #[inline(always)]
     pub(crate) fn scales<I: Isa>(&self, isa: I, s: usize) -> I::V {
         isa.widen_i32(self.part(F::SCALES_AT + LANES * s))
     }
 
-    /// Minimums of sub-blocks `2 p` and `2 p + 1`, as pairs. `HAS_MIN` only.
+    /// Minimums of sub-blocks `2 p` and `2 p + 1`, as pairs. `Super` with `HAS_MIN` only.
     #[inline(always)]
     pub(crate) fn mins<I: Isa>(&self, isa: I, p: usize) -> I::V {
         isa.widen_pairs(self.part(F::MINS_AT + 2 * LANES * p))
@@ -118,7 +147,23 @@ impl<'a, F: Format> Record<'a, F> {
         }
     }
 
-    /// Float scale `f`: of group `f`, or `d` and `dmin`.
+    /// Float scale of sub-block `s`. `Grouped` only.
+    #[inline(always)]
+    pub(crate) fn group_d<I: Isa>(&self, isa: I, s: usize) -> I::F {
+        match F::SCALE {
+            Scale::Half => self.floats(isa, s),
+            Scale::Brain => isa.load_brain(&halves(self.part(F::FLOATS_AT + 2 * LANES * s))),
+            Scale::Integer => isa.mul(self.floats(isa, 0), isa.to_float(self.scales(isa, s))),
+        }
+    }
+
+    /// Float minimum of group `g`. `Grouped` with `HAS_MIN` only.
+    #[inline(always)]
+    pub(crate) fn group_m<I: Isa>(&self, isa: I, g: usize) -> I::F {
+        self.floats(isa, CHUNK / F::SUB + g)
+    }
+
+    /// Stored half `f`: `d` and `dmin`, or scales and minimums of groups.
     #[inline(always)]
     pub(crate) fn floats<I: Isa>(&self, isa: I, f: usize) -> I::F {
         isa.load_half(&halves(self.part(F::FLOATS_AT + 2 * LANES * f)))
@@ -136,16 +181,29 @@ impl<'a, F: Format> Record<'a, F> {
             isa.bytes(&codes[3]),
         ]);
         (out.scales, out.mins) = (row.scales, row.mins);
-        match F::FAMILY {
-            Family::Super => (out.d, out.dmin) = (row.floats[0], row.floats[1]),
-            Family::Grouped => out.group_d = isa.halves(row.floats.map(u16::to_le_bytes)),
+        if F::FAMILY == Family::Super || F::SCALE == Scale::Integer {
+            (out.d, out.dmin) = (row.floats[0], row.floats[1]);
+        }
+        if F::FAMILY == Family::Grouped {
+            for s in 0..CHUNK / F::SUB {
+                out.group_d[s] = match F::SCALE {
+                    Scale::Half => f16_to_f32(row.floats[s]),
+                    Scale::Brain => bf16_to_f32(row.floats[s]),
+                    Scale::Integer => f16_to_f32(out.d) * f32::from(row.scales[s * F::SUB / SUB]),
+                };
+            }
+            if F::HAS_MIN {
+                for g in 0..GROUPS {
+                    out.group_m[g] = f16_to_f32(row.floats[CHUNK / F::SUB + g]);
+                }
+            }
         }
         out
     }
 
     #[inline(never)]
     fn taken(&self, r: usize) -> Taken {
-        let mut out = Taken { codes: [0; CHUNK], scales: [0; 16], mins: [0; 16], floats: [0; GROUPS] };
+        let mut out = Taken { codes: [0; CHUNK], scales: [0; 16], mins: [0; 16], floats: [0; 16] };
         let groups = self.bytes[..F::SCALES_AT].as_chunks::<64>().0;
         for i in 0..CHUNK {
             let (g, k) = (i / GROUP, i % GROUP);
@@ -163,7 +221,7 @@ impl<'a, F: Format> Record<'a, F> {
             let own = s * SUB / F::SUB;
             let scale = i16::from(self.bytes[F::SCALES_AT + LANES * own + r] as i8);
             out.scales[s] = if F::SHIFTED { scale.abs() } else { scale };
-            if F::HAS_MIN {
+            if F::MINS_AT < F::FLOATS_AT {
                 out.mins[s] =
                     i16::from(self.bytes[F::MINS_AT + 2 * LANES * (own / 2) + 2 * r + own % 2] as i8);
             }
@@ -180,7 +238,7 @@ struct Taken {
     codes: [u8; CHUNK],
     scales: [i16; CHUNK / SUB],
     mins: [i16; CHUNK / SUB],
-    floats: [u16; GROUPS],
+    floats: [u16; CHUNK / SUB],
 }
 
 /// The number of code `k` of four `k / 4` of a group, in lane byte `byte`.

@@ -136,6 +136,31 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
     }
 }
 
+/// The halves of entries of `LEN` values: in each the numbers of its levels, the first the most significant.
+pub(super) const fn halves<const LEN: usize, const ENTRIES: usize>(
+    grid: &[[i8; LEN]; ENTRIES],
+    levels: &[i8],
+) -> [(u8, u8); ENTRIES] {
+    let mut halves = [(0, 0); ENTRIES];
+    let mut e = 0;
+    while e < ENTRIES {
+        let mut digits = [0u8; 2];
+        let mut i = 0;
+        while i < LEN {
+            let mut level = 0;
+            while levels[level] != grid[e][i] {
+                level += 1;
+            }
+            let half = &mut digits[2 * i / LEN];
+            *half = *half * levels.len() as u8 + level as u8;
+            i += 1;
+        }
+        halves[e] = (digits[0], digits[1]);
+        e += 1;
+    }
+    halves
+}
+
 /// One entry per lane.
 #[derive(Clone, Copy)]
 pub(super) struct Found {

@@ -2,9 +2,9 @@
 //! shifted by an eighth up or down, whichever suits them.
 
 use super::Encode;
-use super::codebook::{Book, Found, Groups, pairs, sums};
+use super::codebook::{Book, Found, Groups, halves, pairs, sums};
 use super::lanes::{LANES, Lanes, opaque};
-use super::steps::{Batch, PER_STEP, Steps, choose_scales, unbiased};
+use super::steps::{Batch, Steps, choose_scales, unbiased};
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq1_s::{BlockIq1S, GRID, Iq1S};
@@ -12,31 +12,15 @@ use kizami_kernels::formats::iq1_s::{BlockIq1S, GRID, Iq1S};
 /// Distinct halves: four ternary digits.
 const HALVES: usize = 81;
 
-static BOOK: Book<2048, HALVES> = Book::new(&halves());
-
-const fn halves() -> [(u8, u8); 2048] {
-    let mut halves = [(0, 0); 2048];
-    let mut e = 0;
-    while e < 2048 {
-        let mut digits = [0u8; 2];
-        let mut i = 0;
-        while i < 8 {
-            digits[i / 4] = digits[i / 4] * 3 + (GRID[e][i] + 1) as u8;
-            i += 1;
-        }
-        halves[e] = (digits[0], digits[1]);
-        e += 1;
-    }
-    halves
-}
+pub(super) static BOOK: Book<2048, HALVES> = Book::new(&halves(&GRID, &[-1, 0, 1]));
 
 /// The two shifts, in units of a ternary step; the second is stored as a set bit.
-const SHIFTS: [f32; 2] = [0.125, -0.125];
+pub(super) const SHIFTS: [f32; 2] = [0.125, -0.125];
 
 /// Trial scales of a sub-block whose root mean square is one.
-const TRIALS: [f32; 4] = [0.95, 1.2, 1.5, 2.0];
+pub(super) const TRIALS: [f32; 4] = [0.95, 1.2, 1.5, 2.0];
 /// The largest sub-scale.
-const LAST: f32 = 7.0;
+pub(super) const LAST: f32 = 7.0;
 
 impl Encode<256> for Iq1S {
     type Block = BlockIq1S;
@@ -48,7 +32,7 @@ impl Encode<256> for Iq1S {
             return block;
         }
         let batches = [Groups8::new(target, 0), Groups8::new(target, 1)];
-        let mut steps = choose_scales::<_, 2, _>(target, &batches, &TRIALS, LAST);
+        let mut steps = choose_scales::<_, 8, 2, _>(target, &batches, &TRIALS, LAST);
         steps.d = target.frame.store(steps.d).1;
         let mut decoded = [0.0; 256];
         let words: &mut [[u8; 2]; 8] = bytemuck::cast_mut(&mut block.qh);
@@ -58,7 +42,7 @@ impl Encode<256> for Iq1S {
             for l in 0..opaque(LANES) {
                 let g = LANES * b + l;
                 let entry = BOOK.number(&found, l);
-                let (sub, j) = (g / PER_STEP, g % PER_STEP);
+                let (sub, j) = (g / 4, g % 4);
                 block.qs[g] = entry as u8;
                 let mut word = u16::from_le_bytes(words[sub]) | entry >> 8 << (3 * j);
                 word |= u16::from(steps.step[sub]) << 12 | u16::from(steps.variant[sub]) << 15;
@@ -75,16 +59,16 @@ impl Encode<256> for Iq1S {
 
 /// The shift of each of a batch's groups.
 #[inline(always)]
-fn shifts(steps: &Steps, batch: usize) -> Lanes {
+fn shifts(steps: &Steps<8>, batch: usize) -> Lanes {
     let mut shifts = Lanes::ZERO;
     for l in 0..LANES {
-        shifts.0[l] = SHIFTS[usize::from(steps.variant[(LANES * batch + l) / PER_STEP] & 1)];
+        shifts.0[l] = SHIFTS[usize::from(steps.variant[(LANES * batch + l) / 4] & 1)];
     }
     shifts
 }
 
 /// Sixteen groups of eight.
-struct Groups8 {
+pub(super) struct Groups8 {
     groups: Groups<8>,
     /// `<q, q>` of the halves under either shift.
     squares: [[[Lanes; HALVES]; 2]; 2],
@@ -92,7 +76,7 @@ struct Groups8 {
 
 impl Groups8 {
     #[inline(always)]
-    fn new(target: &Target<256>, batch: usize) -> Groups8 {
+    pub(super) fn new(target: &Target<256>, batch: usize) -> Groups8 {
         let groups = Groups::<8>::new(&target.x[128 * batch..][..128], &target.w[128 * batch..][..128]);
         let mut new = Groups8 { groups, squares: [[[Lanes::ZERO; HALVES]; 2]; 2] };
         for (shift, [first, second]) in SHIFTS.iter().zip(&mut new.squares) {
@@ -110,7 +94,7 @@ impl Groups8 {
 
     /// The codes of sixteen groups given their scales and shifts: the cheapest entries.
     #[inline(always)]
-    fn choose_codes(&self, t: Lanes, shifts: Lanes) -> Found {
+    pub(super) fn choose_codes(&self, t: Lanes, shifts: Lanes) -> Found {
         let mut costs = [[Lanes::ZERO; 3]; 8];
         for &(i, level) in opaque(&DIGITS) {
             let (i, level) = (usize::from(i), usize::from(level));

@@ -3,9 +3,9 @@
 //! the second entry, whichever is cheaper with that entry re-chosen.
 
 use super::Encode;
-use super::codebook::{Book, Found, Groups, flips, pairs, sums};
+use super::codebook::{Book, Found, Groups, flips, halves, pairs, sums};
 use super::lanes::{LANES, Lanes, opaque};
-use super::steps::{Batch, PER_STEP, choose_scales, unbiased};
+use super::steps::{Batch, choose_scales, unbiased};
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq3_xxs::{BlockIq3Xxs, GRID, Iq3Xxs, MAGNITUDES};
@@ -13,27 +13,7 @@ use kizami_kernels::formats::iq3_xxs::{BlockIq3Xxs, GRID, Iq3Xxs, MAGNITUDES};
 /// Distinct halves: two magnitudes of eight levels.
 const HALVES: usize = 64;
 
-static BOOK: Book<256, HALVES> = Book::new(&halves());
-
-const fn halves() -> [(u8, u8); 256] {
-    let mut halves = [(0, 0); 256];
-    let mut e = 0;
-    while e < 256 {
-        let mut digits = [0u8; 2];
-        let mut i = 0;
-        while i < 4 {
-            let mut level = 0;
-            while MAGNITUDES[level] != GRID[e][i] {
-                level += 1;
-            }
-            digits[i / 2] = digits[i / 2] * 8 + level as u8;
-            i += 1;
-        }
-        halves[e] = (digits[0], digits[1]);
-        e += 1;
-    }
-    halves
-}
+static BOOK: Book<256, HALVES> = Book::new(&halves(&GRID, &MAGNITUDES));
 
 /// Trial scales of a sub-block whose root mean square is one.
 const TRIALS: [f32; 6] = [0.029, 0.034, 0.041, 0.049, 0.06, 0.074];
@@ -50,7 +30,7 @@ impl Encode<256> for Iq3Xxs {
             return block;
         }
         let batches = [Groups8::new(target, 0), Groups8::new(target, 1)];
-        let mut steps = choose_scales::<_, 1, _>(target, &batches, &TRIALS, LAST);
+        let mut steps = choose_scales::<_, 8, 1, _>(target, &batches, &TRIALS, LAST);
         // The file's d is four times ours.
         steps.d = target.frame.store(steps.d * 4.0).1 / 4.0;
         let mut decoded = [0.0; 256];
@@ -63,7 +43,7 @@ impl Encode<256> for Iq3Xxs {
                 let entries = found.entries(l);
                 let magnitudes: [i8; 8] = bytemuck::cast(entries.map(|e| GRID[usize::from(e)]));
                 let signs = batch.signs(l, &magnitudes);
-                let (sub, j) = (g / PER_STEP, g % PER_STEP);
+                let (sub, j) = (g / 4, g % 4);
                 block.qs[2 * g] = entries[0] as u8;
                 block.qs[2 * g + 1] = entries[1] as u8;
                 let mut word = u32::from_le_bytes(words[sub]);

@@ -32,7 +32,7 @@ impl Encode<32> for Iq4Nl {
         if target.empty {
             return block;
         }
-        let (bits, d) = target.frame.store(choose_scale(target));
+        let (bits, d) = target.frame.store(choose_scale(&target.x, &target.w));
         block.d = bits;
         let id = inverse(d);
         for i in 0..16 {
@@ -42,10 +42,11 @@ impl Encode<32> for Iq4Nl {
     }
 }
 
+/// The scale with the smallest error; zero where all weights are.
 #[inline(always)]
-fn choose_scale(target: &Target<32>) -> f32 {
+pub(super) fn choose_scale(x: &[f32; 32], w: &[f32; 32]) -> f32 {
     let mut peak = 0f32;
-    for x in target.x {
+    for &x in x {
         peak = if x.abs() > peak.abs() { x } else { peak };
     }
     let mut ends = Lanes::ZERO;
@@ -53,17 +54,17 @@ fn choose_scale(target: &Target<32>) -> f32 {
         ends.0[l] = FIRST + STEP * l as f32;
         ends.0[8 + l] = -(FIRST + STEP * l as f32);
     }
-    let coarse = least_squares(target, ends * Lanes::splat(inverse(peak)));
+    let coarse = least_squares(x, w, ends * Lanes::splat(inverse(peak)));
     let around = Lanes::splat(1.0) + (Lanes::IOTA - Lanes::splat(7.5)) * Lanes::splat(FINE);
-    least_squares(target, around * Lanes::splat(inverse(coarse)))
+    least_squares(x, w, around * Lanes::splat(inverse(coarse)))
 }
 
 /// Of sixteen inverse scales, the one whose codes leave the smallest error under their own best
 /// scale, which is returned.
 #[inline(always)]
-fn least_squares(target: &Target<32>, id: Lanes) -> f32 {
+fn least_squares(x: &[f32; 32], w: &[f32; 32], id: Lanes) -> f32 {
     let (mut xq, mut qq) = (Lanes::ZERO, Lanes::ZERO);
-    for (x, w) in target.x.iter().zip(&target.w) {
+    for (x, w) in x.iter().zip(w) {
         let q = nearest(Lanes::splat(*x) * id);
         let wq = Lanes::splat(*w) * q;
         xq = xq + wq * Lanes::splat(*x);
@@ -74,8 +75,9 @@ fn least_squares(target: &Target<32>, id: Lanes) -> f32 {
     xq.0[best] / qq.0[best]
 }
 
+/// The nearest level.
 #[inline(always)]
-fn nearest(v: Lanes) -> Lanes {
+pub(super) fn nearest(v: Lanes) -> Lanes {
     let mut level = Lanes::splat(f32::from(LEVELS[0]));
     for k in 0..15 {
         level = Lanes::splat(MIDDLES[k]).where_less(v, Lanes::splat(f32::from(LEVELS[k + 1])), level);
@@ -85,7 +87,7 @@ fn nearest(v: Lanes) -> Lanes {
 
 /// The number of the nearest level; it does not depend on what errors cost.
 #[inline(always)]
-fn choose_code(id: f32, x: f32) -> u8 {
+pub(super) fn choose_code(id: f32, x: f32) -> u8 {
     let mut code = 0;
     for middle in MIDDLES {
         code += u8::from(middle < x * id);

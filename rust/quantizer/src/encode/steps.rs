@@ -1,4 +1,4 @@
-//! The scales of a super-block of 256: `d` times an odd number per 32 weights.
+//! The scales of a super-block of 256: `d` times an odd number per sub-block of 32 or 16 weights.
 //!
 //! Codes depend on the scale and the best scale on the codes. So the codes are chosen under several
 //! trial scales; each choice of a group leaves two numbers, `<x, q>` and `<q, q>`, which say what
@@ -9,12 +9,8 @@
 use super::lanes::{LANES, Lanes, dot3, opaque};
 use super::target::Target;
 
-/// Groups of eight weights that share a sub-scale.
-pub(super) const PER_STEP: usize = 4;
-/// Groups of eight in a super-block.
-const GROUPS: usize = 32;
-/// Sub-scales in a super-block.
-const STEPS: usize = 8;
+/// Groups of eight in a super-block; each sub-block has an equal part of them.
+pub(super) const GROUPS: usize = 32;
 /// Lanes' worth of groups in a super-block.
 pub(super) const BATCHES: usize = GROUPS / LANES;
 
@@ -30,7 +26,7 @@ pub(super) trait Batch {
 
 /// `d`, and what each sub-block stores.
 #[derive(Clone, Copy)]
-pub(super) struct Steps {
+pub(super) struct Steps<const STEPS: usize> {
     pub(super) d: f32,
     /// The scale is `d * (2 * step + 1)`.
     pub(super) step: [u8; STEPS],
@@ -38,35 +34,35 @@ pub(super) struct Steps {
     pub(super) variant: [u8; STEPS],
 }
 
-impl Steps {
+impl<const STEPS: usize> Steps<STEPS> {
     /// The scale of each of a batch's groups.
     #[inline(always)]
     pub(super) fn scales(&self, batch: usize) -> Lanes {
         let mut scales = Lanes::ZERO;
         for l in 0..LANES {
-            scales.0[l] = self.d * f32::from(2 * self.step[(LANES * batch + l) / PER_STEP] + 1);
+            scales.0[l] = self.d * f32::from(2 * self.step[(LANES * batch + l) * STEPS / GROUPS] + 1);
         }
         scales.max(Lanes::splat(LEAST))
     }
 }
 
-/// The best scales found. `V` is the number of variants, `trials` are scales for a sub-block whose
-/// root mean square is one, `last` is the largest sub-scale that can be stored.
+/// The best scales found. `STEPS` is the number of sub-blocks, `V` that of variants, `trials` are scales for a
+/// sub-block whose root mean square is one, `last` is the largest sub-scale that can be stored.
 #[inline(always)]
-pub(super) fn choose_scales<B: Batch, const V: usize, const K: usize>(
+pub(super) fn choose_scales<B: Batch, const STEPS: usize, const V: usize, const K: usize>(
     target: &Target<256>,
     batches: &[B; BATCHES],
     trials: &[f32; K],
     last: f32,
-) -> Steps {
+) -> Steps<STEPS> {
     let mut rms = [Lanes::ZERO; BATCHES];
     for b in 0..STEPS {
         let (mut ww, mut wxx) = (0f32, 0f32);
-        for i in 32 * b..32 * b + 32 {
+        for i in 256 / STEPS * b..256 / STEPS * (b + 1) {
             ww += target.w[i];
             wxx += target.w[i] * target.x[i] * target.x[i];
         }
-        for g in PER_STEP * b..PER_STEP * (b + 1) {
+        for g in part::<STEPS>(b) {
             rms[g / LANES].0[g % LANES] = (wxx / ww).sqrt();
         }
     }
@@ -81,7 +77,7 @@ pub(super) fn choose_scales<B: Batch, const V: usize, const K: usize>(
             }
         }
     }
-    best_steps(&envelopes, last)
+    best_steps::<STEPS, V, K>(&envelopes, last)
 }
 
 /// Weighted sums of one choice of codes for every group: what they cost under any scale.
@@ -91,6 +87,12 @@ struct Choice {
     xq: [Lanes; BATCHES],
     /// `<q, q>`
     qq: [Lanes; BATCHES],
+}
+
+/// The groups of sub-block `b`.
+#[inline(always)]
+fn part<const STEPS: usize>(b: usize) -> std::ops::Range<usize> {
+    b * (GROUPS / STEPS)..(b + 1) * (GROUPS / STEPS)
 }
 
 /// One choice per trial scale.
@@ -103,11 +105,11 @@ impl<const K: usize> Envelope<K> {
 
     /// The scale that suits sub-block `b` best, and how much of the weights it explains.
     #[inline(always)]
-    fn free_scale(&self, b: usize) -> (f32, f32) {
+    fn free_scale<const STEPS: usize>(&self, b: usize) -> (f32, f32) {
         let (mut most, mut scale) = (0f32, LEAST);
         for choice in opaque(&self.0) {
             let (mut xq, mut qq) = (0f32, 0f32);
-            for g in PER_STEP * b..PER_STEP * (b + 1) {
+            for g in part::<STEPS>(b) {
                 xq += choice.xq[g / LANES].0[g % LANES];
                 qq += choice.qq[g / LANES].0[g % LANES];
             }
@@ -119,9 +121,9 @@ impl<const K: usize> Envelope<K> {
 
     /// Cost of sub-block `b` under sixteen scales, relative to encoding zeros.
     #[inline(always)]
-    fn cost(&self, b: usize, scale: Lanes) -> Lanes {
+    fn cost<const STEPS: usize>(&self, b: usize, scale: Lanes) -> Lanes {
         let mut total = Lanes::ZERO;
-        for g in PER_STEP * b..PER_STEP * (b + 1) {
+        for g in part::<STEPS>(b) {
             let mut least = Lanes::splat(f32::MAX);
             for choice in opaque(&self.0) {
                 let (xq, qq) = (choice.xq[g / LANES].0[g % LANES], choice.qq[g / LANES].0[g % LANES]);
@@ -134,9 +136,9 @@ impl<const K: usize> Envelope<K> {
 
     /// `<x, q>` and `<q, q>` of sub-block `b` with the choices that are cheapest under each scale.
     #[inline(always)]
-    fn sums(&self, b: usize, scale: Lanes) -> (Lanes, Lanes) {
+    fn sums<const STEPS: usize>(&self, b: usize, scale: Lanes) -> (Lanes, Lanes) {
         let (mut sum_xq, mut sum_qq) = (Lanes::ZERO, Lanes::ZERO);
-        for g in PER_STEP * b..PER_STEP * (b + 1) {
+        for g in part::<STEPS>(b) {
             let (mut least, mut best_xq, mut best_qq) = (Lanes::splat(f32::MAX), Lanes::ZERO, Lanes::ZERO);
             for choice in opaque(&self.0) {
                 let (xq, qq) = (choice.xq[g / LANES].0[g % LANES], choice.qq[g / LANES].0[g % LANES]);
@@ -153,7 +155,7 @@ impl<const K: usize> Envelope<K> {
 }
 
 /// Sixteen `d`, with what sub-blocks would choose under each.
-struct Trials {
+struct Trials<const STEPS: usize> {
     multiple: [Lanes; STEPS],
     variant: [Lanes; STEPS],
     cost: Lanes,
@@ -163,12 +165,12 @@ struct Trials {
 
 /// For sixteen `d`, the best multiples around the free scales.
 #[inline(always)]
-fn price<const V: usize, const K: usize>(
+fn price<const STEPS: usize, const V: usize, const K: usize>(
     envelopes: &[Envelope<K>; V],
     free: &[[f32; STEPS]; V],
     d: Lanes,
     last: f32,
-) -> Trials {
+) -> Trials<STEPS> {
     let none = [Lanes::ZERO; STEPS];
     let mut trials = Trials { multiple: none, variant: none, cost: Lanes::ZERO, refit: Lanes::ZERO };
     let (mut sum_xq, mut sum_qq) = (Lanes::ZERO, Lanes::ZERO);
@@ -182,11 +184,11 @@ fn price<const V: usize, const K: usize>(
             for around in [0.0, -1.0, 1.0] {
                 let step = (nearest + Lanes::splat(around)).code(0.0, last);
                 let multiple = step + step + Lanes::splat(1.0);
-                let cost = envelopes[v].cost(b, multiple * d);
+                let cost = envelopes[v].cost::<STEPS>(b, multiple * d);
                 best = cost.where_less(here, multiple, best);
                 here = cost.min(here);
             }
-            let (here_xq, here_qq) = envelopes[v].sums(b, best * d);
+            let (here_xq, here_qq) = envelopes[v].sums::<STEPS>(b, best * d);
             xq = here.where_less(least, here_xq, xq);
             qq = here.where_less(least, here_qq, qq);
             multiple = here.where_less(least, best, multiple);
@@ -206,14 +208,17 @@ fn price<const V: usize, const K: usize>(
 /// The best `d` and multiples: sixteen `d` from where the largest scale is `2 last + 3` of them to
 /// where it is half of that, each refitted once.
 #[inline(always)]
-fn best_steps<const V: usize, const K: usize>(envelopes: &[Envelope<K>; V], last: f32) -> Steps {
+fn best_steps<const STEPS: usize, const V: usize, const K: usize>(
+    envelopes: &[Envelope<K>; V],
+    last: f32,
+) -> Steps<STEPS> {
     let mut free = [[0.0; STEPS]; V];
     let mut largest = 0f32;
     for b in 0..STEPS {
         let (mut most, mut scale) = (-1f32, 0f32);
         for v in 0..V {
             let explained;
-            (free[v][b], explained) = envelopes[v].free_scale(b);
+            (free[v][b], explained) = envelopes[v].free_scale::<STEPS>(b);
             (most, scale) = if explained > most { (explained, free[v][b]) } else { (most, scale) };
         }
         largest = if scale > largest { scale } else { largest };

@@ -18,6 +18,9 @@ const LEAST_IMPORTANCE: f32 = 1.0 / (1 << 20) as f32;
 /// The largest finite f16.
 const F16_MAX: f32 = 65504.0;
 
+/// Positive f16 below this are subnormal.
+const SUBNORMALS: u16 = 0x0400;
+
 /// An exact power of two and its inverse.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Frame {
@@ -35,11 +38,36 @@ impl Frame {
         Frame { normalize: f32::from_bits((254 - exponent) << 23), restore: f32::from_bits(exponent << 23) }
     }
 
+    /// A number of the search's frame in the file's.
+    #[inline(always)]
+    pub(crate) fn restored(&self, x: f32) -> f32 {
+        x * self.restore
+    }
+
+    /// A number of the file in the search's frame.
+    #[inline(always)]
+    pub(crate) fn normalized(&self, x: f32) -> f32 {
+        x * self.normalize
+    }
+
     /// The scale as the file stores it, and the value that the stored bits have here. Beyond f16's
     /// range it saturates; what is too small becomes zero.
     #[inline(always)]
     pub(crate) fn store(&self, d: f32) -> ([u8; 2], f32) {
-        let bits = f32_to_f16((d * self.restore).clamp(-F16_MAX, F16_MAX));
+        self.stored(f32_to_f16((d * self.restore).clamp(-F16_MAX, F16_MAX)))
+    }
+
+    /// As [`Frame::store`] for a positive scale, but up where f16 becomes coarse: codes under too small a scale do
+    /// not reach the weights.
+    #[inline(always)]
+    pub(crate) fn store_up(&self, d: f32) -> ([u8; 2], f32) {
+        let bits = f32_to_f16((d * self.restore).clamp(0.0, F16_MAX));
+        let short = bits < SUBNORMALS && f16_to_f32(bits) * self.normalize < d;
+        self.stored(bits + u16::from(short))
+    }
+
+    #[inline(always)]
+    fn stored(&self, bits: u16) -> ([u8; 2], f32) {
         (bits.to_le_bytes(), f16_to_f32(bits) * self.normalize)
     }
 }

@@ -1,0 +1,58 @@
+//! Where block formats keep their scales and minimums, so that tests can choose them: random bits elsewhere are
+//! ordinary weights, here they would be huge or NaN.
+
+use kizami_kernels::Type;
+use kizami_kernels::convert::f16_to_f32;
+
+/// Where the f16 scales of a block are, minimums last.
+fn halves(ty: Type) -> &'static [usize] {
+    match ty {
+        Type::Q4_1 | Type::Q5_1 | Type::Q4K | Type::Q5K => &[0, 2],
+        Type::Q2K => &[80, 82],
+        Type::Q3K => &[108],
+        Type::Q6K => &[208],
+        Type::Tq1_0 => &[52],
+        Type::Tq2_0 => &[64],
+        Type::Iq1M | Type::Mxfp4 | Type::Nvfp4 => &[],
+        _ => &[0],
+    }
+}
+
+/// Writes what `next` yields, bits of f16, into the scales of a block.
+pub(crate) fn set_scales(ty: Type, block: &mut [u8], mut next: impl FnMut() -> u16) {
+    for &at in halves(ty) {
+        block[at..at + 2].copy_from_slice(&next().to_le_bytes());
+    }
+    match ty {
+        // The f16 lies in the upper nibbles of the last four words.
+        Type::Iq1M => {
+            let d = next();
+            for w in 0..4 {
+                let byte = &mut block[48 + 2 * w + 1];
+                *byte = *byte & 15 | ((d >> (4 * w)) as u8 & 15) << 4;
+            }
+        }
+        // An exponent: that of the f16, and as hostile as it is.
+        Type::Mxfp4 => {
+            block[0] = match next() {
+                0x0000 | 0x8000 => 0,
+                bits if bits & 0x7c00 == 0x7c00 => 255,
+                bits => 110 + (bits >> 10 & 31) as u8,
+            };
+        }
+        _ => {}
+    }
+}
+
+/// The largest minimum in a block, as magnitude; zero for formats without.
+#[allow(dead_code, reason = "not every test binary measures distances")]
+pub(crate) fn largest_min(ty: Type, block: &[u8]) -> f32 {
+    let factor = match ty {
+        Type::Q4_1 | Type::Q5_1 => 1.0,
+        Type::Q2K => 15.0,
+        Type::Q4K | Type::Q5K => 63.0,
+        _ => return 0.0,
+    };
+    let at = *halves(ty).last().expect("the minimums' scale");
+    f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]])).abs() * factor
+}

@@ -1,0 +1,142 @@
+//! Signed sub-scales under one f16 (Q3_K, Q6_K), and the one scale of a few weights (Q4_0, Q5_0).
+//!
+//! Each sub-block first finds its own best scale; the largest of them sets `d`; then every
+//! sub-block tries sixteen neighbouring integer scales under the stored `d` with codes re-chosen.
+
+use super::lanes::{LANES, Lanes, code};
+use super::target::{Target, inverse};
+
+/// What tells the formats apart.
+pub(super) struct Shape {
+    /// The smallest and the largest code.
+    pub(super) low: f32,
+    pub(super) high: f32,
+    /// Where the largest sub-scale lands, so that its neighbours can be stored too.
+    pub(super) top: f32,
+    /// The smallest and the largest sub-scale.
+    pub(super) scales: (f32, f32),
+}
+
+/// The scales of a block in the search's frame.
+pub(super) struct Scales {
+    pub(super) bits: [u8; 2],
+    d: f32,
+    pub(super) sub: [f32; 16],
+}
+
+#[inline(always)]
+fn part(values: &[f32; 256], s: usize) -> &[f32; 16] {
+    &values.as_chunks::<16>().0[s]
+}
+
+/// The best scales found.
+#[inline(always)]
+pub(super) fn choose_scales(target: &Target<256>, shape: &Shape) -> Scales {
+    let mut most = 0f32;
+    for s in 0..16 {
+        let t = free_scale(part(&target.x, s), part(&target.w, s), shape.low, shape.high).abs();
+        most = if t > most { t } else { most };
+    }
+    let (bits, d) = target.frame.store(most / shape.top);
+    let mut sub = [0.0; 16];
+    for s in 0..16 {
+        let (x, w) = (part(&target.x, s), part(&target.w, s));
+        sub[s] = integer_scale(x, w, d, free_scale(x, w, shape.low, shape.high), shape);
+    }
+    Scales { bits, d, sub }
+}
+
+/// The scale of some weights if it were free, for codes `low..=high`: of sixteen mappings of the largest magnitude to
+/// one end of the codes, the best.
+#[inline(always)]
+fn free_scale<const N: usize>(x: &[f32; N], w: &[f32; N], low: f32, high: f32) -> f32 {
+    let mut peak = 0f32;
+    for &x in x {
+        peak = if x.abs() > peak.abs() { x } else { peak };
+    }
+    let mut id = Lanes::ZERO;
+    for l in 0..LANES / 2 {
+        let clipped = 1.01 - clipping(low, high) * l as f32;
+        id.0[l] = (low - 0.4) * clipped;
+        id.0[8 + l] = (high + 0.4) * clipped;
+    }
+    least_squares(x, w, id * Lanes::splat(inverse(peak)), low, high)
+}
+
+/// By how much neighbouring mappings differ: the fewer codes, the more it can pay to clip.
+#[inline(always)]
+fn clipping(low: f32, high: f32) -> f32 {
+    0.01 + 0.5 / (high - low + 1.0)
+}
+
+/// As [`free_scale`], and the best of sixteen scales around it.
+#[inline(always)]
+pub(super) fn fine_scale<const N: usize>(x: &[f32; N], w: &[f32; N], low: f32, high: f32) -> f32 {
+    let coarse = free_scale(x, w, low, high);
+    let step = clipping(low, high) / 12.0;
+    let around = Lanes::splat(1.0) + (Lanes::IOTA - Lanes::splat(7.5)) * Lanes::splat(step);
+    least_squares(x, w, around * Lanes::splat(inverse(coarse)), low, high)
+}
+
+/// Of sixteen inverse scales, the one whose codes leave the smallest error under their own best scale, which is
+/// returned.
+#[inline(always)]
+pub(super) fn least_squares<const N: usize>(
+    x: &[f32; N],
+    w: &[f32; N],
+    id: Lanes,
+    low: f32,
+    high: f32,
+) -> f32 {
+    let (mut xq, mut qq) = (Lanes::ZERO, Lanes::ZERO);
+    for (x, w) in x.iter().zip(w) {
+        let q = (Lanes::splat(*x) * id).code(low, high);
+        let wq = Lanes::splat(*w) * q;
+        xq = xq + wq * Lanes::splat(*x);
+        qq = qq + wq * q;
+    }
+    let best = (Lanes::ZERO - xq * xq * inverses(qq)).argmin();
+    xq.0[best] * inverse(qq.0[best])
+}
+
+/// The inverses, or zeros where there are none.
+#[inline(always)]
+pub(super) fn inverses(mut x: Lanes) -> Lanes {
+    for x in &mut x.0 {
+        *x = inverse(*x);
+    }
+    x
+}
+
+/// The best of sixteen integers around `t / d`.
+#[inline(always)]
+fn integer_scale(x: &[f32; 16], w: &[f32; 16], d: f32, t: f32, shape: &Shape) -> f32 {
+    let (least, most) = shape.scales;
+    let middle = code(t * inverse(d), least + 8.0, most - 7.0);
+    let s = Lanes::IOTA + Lanes::splat(middle - 8.0);
+    let scale = s * Lanes::splat(d);
+    let id = inverses(scale);
+    let mut error = Lanes::ZERO;
+    for (x, w) in x.iter().zip(w) {
+        let x = Lanes::splat(*x);
+        let e = x - (x * id).code(shape.low, shape.high) * scale;
+        error = error + Lanes::splat(*w) * e * e;
+    }
+    s.0[error.argmin()]
+}
+
+impl Scales {
+    /// All codes, from `shape.low` as zero.
+    #[inline(always)]
+    pub(super) fn codes(&self, target: &Target<256>, shape: &Shape) -> [u8; 256] {
+        let mut codes = [0; 256];
+        for s in 0..16 {
+            let id = inverse(self.d * self.sub[s]);
+            for i in 16 * s..16 * s + 16 {
+                // The nearest code does not depend on what errors cost.
+                codes[i] = (code(target.x[i] * id, shape.low, shape.high) - shape.low) as u8;
+            }
+        }
+        codes
+    }
+}
