@@ -2,7 +2,7 @@
 
 The weights come from the Python package `gguf` (MIT licence), those of formats it cannot read from
 llama.cpp's own library. Blocks are random in every bit, except that the codebook formats go through all
-entries of their codebook, formats with scales of a byte through all of those, and that some scales are hostile.
+entries of their codebook, formats with scales of a byte through all of those, and that some are hostile.
 
     pip install gguf numpy && python rust/kernels/tests/data/make_formats.py --ggml PATH/libggml-base.so
 
