@@ -14,6 +14,7 @@ says is noise, so they serve no measurement of quality.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import re
 import sys
@@ -229,6 +230,7 @@ def byte_scales(rng: np.random.Generator, kind: str, scale: float, shape: tuple[
     return order[above - (rng.random(shape) * (high - low) > wanted - low)].astype(np.uint8)
 
 
+@functools.cache
 def unit(kind: str) -> float:
     """Standard deviation of the weights of random blocks whose scales are about one."""
     n = 4096

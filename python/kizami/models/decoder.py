@@ -81,3 +81,9 @@ def check_shapes(tensors: Mapping[str, _core.Tensor], needed: Shapes, optional: 
         found = tuple(tensors[name].shape)
         if found != shape:
             raise FormatError(f"{origin}: tensor {name}: found shape {list(found)}, expected {list(shape)}")
+    for name in tensors:
+        if name.endswith(".scale") and name.removesuffix(".scale") + ".weight" in tensors:
+            raise FormatError(
+                f"{origin}: tensor {name}: found a scale of its own for a matrix, expected none",
+                hint="NVFP4 files with scale tensors cannot be run yet",
+            )

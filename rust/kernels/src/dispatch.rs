@@ -4,7 +4,7 @@
 //! and one line in the table here.
 #![allow(unsafe_code)]
 
-use crate::isa::{Isa, scalar::Scalar};
+use crate::isa::{Isa, environment::Environment, scalar::Scalar};
 #[cfg(target_arch = "x86_64")]
 use crate::isa::{avx2, avx512};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -103,10 +103,12 @@ pub fn set_level(level: Level) -> bool {
 /// Runs `op` on the level in use.
 #[inline]
 pub fn dispatch<O: Op>(op: O) -> O::Out {
+    let _environment = Environment::default();
     level().enter(op)
 }
 
 /// Runs `op` on a given level; none where this CPU cannot.
 pub fn dispatch_at<O: Op>(level: Level, op: O) -> Option<O::Out> {
+    let _environment = Environment::default();
     level.available().then(|| level.enter(op))
 }

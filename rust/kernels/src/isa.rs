@@ -15,6 +15,8 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 pub mod avx512;
+#[allow(unsafe_code)]
+pub(crate) mod environment;
 pub mod scalar;
 
 /// Logical lanes of the float and integer primitives.

@@ -8,7 +8,8 @@
 //! ```text
 //! Super     acc = fma(d * a, sum of scale * code * step * activation over 256, acc)      exact in i32
 //!           acc = fma(-(dmin * a), sum of min * activation sum, acc)              where there are minimums
-//! Grouped   acc = fma(d[g] * a[g], sum of code * activation over 32, acc)         for g ascending
+//! Grouped   acc = fma(d[s] * a[g], sum of code * activation over 32, or 16, acc)  for s ascending
+//!           acc = fma(m[g], a[g] * activation sum, acc)                           where there are minimums
 //! floats    see float.rs
 //! ```
 //!

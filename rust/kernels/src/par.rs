@@ -6,6 +6,7 @@
 //! until the others have finished their last task. The caller is one of the threads: handing a block over to another and
 //! waking up for its result took 17 us.
 
+use crate::isa::environment::Environment;
 use rayon::{ThreadPool, Yield};
 use std::cell::Cell;
 use std::ops::Range;
@@ -39,8 +40,8 @@ fn pool() -> Arc<Pool> {
         return pool.clone();
     }
     let mut slot = POOL.write().expect("no holder panics");
-    // Where the system refuses that many, one will do; where it refuses one, nothing can run.
-    let make = || build(default_threads()).or_else(|| build(1)).expect("the system starts one thread");
+    // Where the system refuses that many, the caller alone will do.
+    let make = || build(default_threads()).or_else(|| build(1)).expect("one thread is the caller");
     slot.get_or_insert_with(make).clone()
 }
 
@@ -69,6 +70,7 @@ pub fn threads() -> usize {
 
 /// Runs `f` and keeps the other threads awake meanwhile.
 pub fn enter<R>(f: impl FnOnce() -> R) -> R {
+    let _environment = Environment::default();
     let pool = pool();
     let Some(helpers) = &pool.helpers else { return f() };
     let _running = Running::start(&pool.blocks);
@@ -156,6 +158,7 @@ fn share<T: Send>(tasks: impl ExactSizeIterator<Item = T>, f: impl Fn(T) + Sync)
     let runs: Vec<Run> =
         (0..threads).map(|i| Run::new(i * count / threads..(i + 1) * count / threads)).collect();
     let work = |own: usize| {
+        let _environment = Environment::default();
         while let Some(task) = (0..threads).find_map(|i| runs[(own + i) % threads].take(i == 0)) {
             // Counted even if it panics, or the others would wait for ever.
             let _finished = Counted(&runs[own].finished);
@@ -244,7 +247,7 @@ pub fn for_chunks<T: Send>(data: &mut [T], len: usize, f: impl Fn(usize, &mut [T
 /// Multiply-adds that take about as long as handing a task over: less is not worth sharing.
 const SMALL: usize = 1 << 16;
 
-/// Calls `f` for each task, in parallel, dealt out one at a time. `work` is about how many
+/// Calls `f` for each task, in parallel, dealt out as runs of neighbours. `work` is about how many
 /// multiply-adds all tasks take together.
 pub fn for_each<T: Send>(tasks: Vec<T>, work: usize, f: impl Fn(T) + Sync + Send) {
     if work <= SMALL {
@@ -305,5 +308,30 @@ mod tests {
             assert!(done.load(Ordering::Relaxed) < 100);
             assert_eq!(enter(|| map(vec![1, 2], |x| x + 1)), [2, 3]);
         }
+    }
+
+    #[test]
+    fn callers_do_not_disturb_each_other() {
+        let squares: Vec<usize> = (0..64).map(|i| i * i).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        assert_eq!(enter(|| map((0..64).collect(), |i: usize| i * i)), squares);
+                    }
+                });
+            }
+            for round in 0..100 {
+                assert!(set_threads(1 + round % 4));
+                std::thread::yield_now();
+            }
+        });
+    }
+
+    #[test]
+    fn a_region_in_which_everything_panics_ends() {
+        let region = || for_each((0..50).collect::<Vec<i32>>(), usize::MAX, |i| panic!("{i}, on purpose"));
+        assert!(catch_unwind(AssertUnwindSafe(|| enter(region))).is_err());
+        assert_eq!(enter(|| map(vec![1, 2], |x| x + 1)), [2, 3]);
     }
 }

@@ -70,6 +70,8 @@ pub(crate) trait Layout: Format {
     const SIZE: usize = {
         assert!(matches!(Self::BITS, 1..=6 | 8), "codes() knows these");
         assert!(Self::SUB == SUB || Self::SUB == GROUP);
+        // Panels have no room for float minimums beside scales per 16.
+        assert!(!(matches!(Self::FAMILY, Family::Grouped) && Self::HAS_MIN && Self::SUB == SUB));
         assert!(Self::FLOATS <= CHUNK / SUB, "the writer has room for these");
         // A shift is per group, and takes the place of minimums.
         assert!(!Self::SHIFTED || (Self::SUB == GROUP && Self::SIGNED && !Self::HAS_MIN));

@@ -11,6 +11,7 @@ A file holds the number of blocks as a little-endian u32, the blocks, then one l
 
 import argparse
 import ctypes
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +145,9 @@ def main() -> None:
     )
     parser.add_argument("--ggml", type=Path, help="llama.cpp's libggml-base, for what `gguf` cannot read")
     library = parser.parse_args().ggml
-    for seed, name in enumerate(FORMATS):
-        blocks, weights = make(name, np.random.default_rng(seed), library)
+    for name in FORMATS:
+        # A seed of its own, so that a new format leaves the others' files alone.
+        blocks, weights = make(name, np.random.default_rng(zlib.crc32(name.encode())), library)
         count = np.array(len(blocks), dtype="<u4")
         path = Path(__file__).with_name(f"{name.lower()}.bin")
         path.write_bytes(count.tobytes() + blocks.tobytes() + weights.tobytes())

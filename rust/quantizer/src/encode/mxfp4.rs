@@ -16,7 +16,7 @@ impl Encode<32> for Mxfp4 {
         if target.empty {
             return block;
         }
-        // The largest magnitude, 1 to 2 here, is at most 24 of what a scale of 1/16 counts.
+        // The largest magnitude is 1 to 2 here, the largest code 12: from scales far too large to far too small.
         let (mut scales, mut inverses) = (Lanes::ZERO, Lanes::ZERO);
         for l in 0..16 {
             let d = target.frame.restored(1.0 / (1 << (l + 1)) as f32);
@@ -40,6 +40,9 @@ const LAST: u32 = 252;
 /// The byte whose scale is `d`, a power of two, or the nearest there is.
 #[inline(always)]
 fn exponent(d: f32) -> u8 {
-    // Bits 23.. of an f32 are its exponent plus 127; the byte's is plus 128.
-    ((d.to_bits() >> 23) + 1).min(LAST) as u8
+    // Bits 23.. of an f32 are its exponent plus 127, the byte's is plus 128; zero and one stand for subnormals.
+    match d.to_bits() {
+        bits @ 0..0x0080_0000 => u8::from(bits > 0x0020_0000),
+        bits => ((bits >> 23) + 1).min(LAST) as u8,
+    }
 }

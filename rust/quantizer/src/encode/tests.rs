@@ -66,7 +66,7 @@ fn measure(ty: Type, rows: &[f32], cols: usize, importance: Option<&[f32]>) -> M
 fn errors_stay_below_their_bounds() {
     let rows: Vec<f32> = gaussian(1, 64 * 1024).iter().map(|x| x * 0.02).collect();
     let skewed = lognormal(2, 1024);
-    for (ty, flat, lognormal, gain) in [
+    let bounds = [
         (Type::F32, 0.0, 0.0, 1e-12),
         (Type::F16, 6e-8, 6e-8, 1e-4),
         (Type::BF16, 3e-6, 3e-6, 1e-4),
@@ -77,7 +77,27 @@ fn errors_stay_below_their_bounds() {
         (Type::Iq3Xxs, 0.0335, 0.0230, 0.001),
         (Type::Iq2Xxs, 0.1115, 0.0780, 0.001),
         (Type::Iq1S, 0.2050, 0.1690, 0.001),
-    ] {
+        (Type::Q4_0, 0.00668, 0.00612, 0.006),
+        (Type::Q4_1, 0.00492, 0.00412, 0.006),
+        (Type::Q5_0, 0.00164, 0.00148, 0.003),
+        (Type::Q5_1, 0.00114, 0.00095, 0.003),
+        (Type::Q2K, 0.07, 0.0547, 0.05),
+        (Type::Q3K, 0.0214, 0.0187, 0.015),
+        (Type::Q5K, 0.00121, 0.00101, 0.003),
+        (Type::Iq4Xs, 0.00567, 0.0049, 0.007),
+        (Type::Iq3S, 0.0178, 0.0133, 0.002),
+        (Type::Iq2S, 0.0592, 0.0474, 0.002),
+        (Type::Iq2Xs, 0.0846, 0.061, 0.002),
+        (Type::Iq1M, 0.177, 0.136, 0.002),
+        (Type::Tq2_0, 0.197, 0.196, 0.002),
+        (Type::Tq1_0, 0.197, 0.196, 0.002),
+        (Type::Mxfp4, 0.0127, 0.0127, 0.015),
+        (Type::Nvfp4, 0.0083, 0.0071, 0.008),
+        (Type::Q2_0, 0.13, 0.1175, 0.002),
+        (Type::Q1_0, 0.366, 0.364, 0.002),
+    ];
+    assert!(Type::ALL.iter().all(|ty| *ty == Type::F8E4M3 || bounds.iter().any(|bound| bound.0 == *ty)));
+    for (ty, flat, lognormal, gain) in bounds {
         for (importance, bound) in [(None, flat), (Some(skewed.as_slice()), lognormal)] {
             let m = measure(ty, &rows, 1024, importance);
             assert!(m.incoherence() <= bound, "{ty:?}: 1 - rho² {} above {bound}", m.incoherence());
