@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from kizami.arrays import dequantize, matmul, quantize_array
 from kizami.engine import Model, load
 from kizami.errors import FormatError, InputOutputError, KizamiError, UsageError
 from kizami.evaluate import evaluate
@@ -20,7 +21,10 @@ __all__ = [
     "KizamiError",
     "Model",
     "UsageError",
+    "dequantize",
     "evaluate",
     "load",
+    "matmul",
     "quantize",
+    "quantize_array",
 ]
