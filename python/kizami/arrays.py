@@ -1,7 +1,7 @@
 """Block formats for NumPy: arrays into blocks, blocks into arrays, and products with blocks.
 
 Blocks are uint8 arrays as they stand in GGUF files, `[..., bytes of a row]`. Nothing is copied on the way in
-where arrays are contiguous, and the interpreter is free while the core computes. Knows neither files nor models.
+where arrays are contiguous, and the interpreter is free meanwhile. Knows neither files nor models.
 """
 
 from __future__ import annotations
