@@ -149,12 +149,12 @@ def test_show_a_file_and_a_directory(q4k):
 
 def test_show_a_type_it_cannot_compute_with(q4k, tmp_path):
     blob = q4k.read_bytes()
-    at = blob.index(b"output.weight") + len(b"output.weight") + 4 + 2 * 8
-    assert blob[at : at + 4] == b"\x0c\0\0\0"  # Q4_K, as wide as Q4_0
+    at = blob.index(b"output_norm.weight") + len(b"output_norm.weight") + 4 + 8
+    assert blob[at : at + 4] == b"\0\0\0\0"  # F32, as wide as I32
     path = tmp_path / "foreign.gguf"
-    path.write_bytes(blob[:at] + b"\x02\0\0\0" + blob[at + 4 :])
-    assert "Q4_0" in kizami("show", path).stdout
-    one_error(kizami("run", path, "hello", code=65), "output.weight", "Q4_0")
+    path.write_bytes(blob[:at] + b"\x1a\0\0\0" + blob[at + 4 :])
+    assert "I32" in kizami("show", path).stdout
+    one_error(kizami("run", path, "hello", code=65), "output_norm.weight", "I32")
 
 
 def test_quantize_with_one_type(q4k, tmp_path):
