@@ -13,8 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kizami import _core
 from kizami.errors import UsageError
-
-_TYPES = {t["name"]: t for t in _core.types() if t["ggml_id"] is not None}
+from kizami.plan import TYPES, parse_type
 
 
 def dequantize(blocks: NDArray[np.uint8], type: str) -> NDArray[np.float32]:
@@ -94,10 +93,8 @@ def matmul(
 
 def _format(type: str) -> tuple[str, int, int]:
     """Name, weights and bytes of a block."""
-    found = _TYPES.get(str(type).upper().replace("-", "_"))
-    if found is None:
-        raise UsageError(f"type: found {type!r}, expected one of {', '.join(_TYPES)}")
-    return found["name"], found["block"], found["block_bytes"]
+    name = parse_type(type)
+    return name, TYPES[name]["block"], TYPES[name]["block_bytes"]
 
 
 def _tensor(blocks: NDArray[np.uint8], type: str) -> tuple[_core.Tensor, tuple[int, ...]]:

@@ -6,6 +6,7 @@
 use super::Encode;
 use super::iq4_nl::{choose_code, choose_scale, nearest};
 use super::lanes::{Lanes, code};
+use super::signed::inverses;
 use super::target::{Target, inverse};
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq4_xs::{BlockIq4Xs, Iq4Xs};
@@ -58,10 +59,7 @@ fn integer_scale(x: &[f32; 32], w: &[f32; 32], d: f32, t: f32) -> f32 {
     let middle = code(t * inverse(d), -24.0, 24.0);
     let s = Lanes::IOTA + Lanes::splat(middle - 8.0);
     let scale = s * Lanes::splat(d);
-    let mut id = scale;
-    for l in 0..16 {
-        id.0[l] = inverse(scale.0[l]);
-    }
+    let id = inverses(scale);
     let mut error = Lanes::ZERO;
     for (x, w) in x.iter().zip(w) {
         let x = Lanes::splat(*x);
