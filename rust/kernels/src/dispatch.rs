@@ -56,6 +56,9 @@ levels! {
     Avx2 "avx2", avx2::detected(), |op| unsafe { avx2::enter(avx2::Avx2::new_unchecked(), op) };
     #[cfg(target_arch = "x86_64")]
     // SAFETY: as above.
+    AvxVnni "avxvnni", avx2::detected_vnni(), |op| unsafe { avx2::enter_vnni(avx2::Avx2::new_unchecked(), op) };
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
     Avx512 "avx512", avx512::detected(), |op| unsafe { avx512::enter(avx512::Avx512::new_unchecked(), op) };
     #[cfg(target_arch = "x86_64")]
     // SAFETY: as above.
@@ -77,15 +80,20 @@ pub fn levels() -> Vec<Level> {
     Level::ALL.iter().copied().filter(|l| l.available()).collect()
 }
 
-/// The level in use: the highest available, or the one `KIZAMI_ISA` names if that is lower.
+/// The highest of these levels, at most the one asked for: a CPU with AVX-512 may have no AVX-VNNI.
+fn choose(available: &[Level], asked: Option<Level>) -> Level {
+    let allowed = |&level: &Level| asked.is_none_or(|asked| level <= asked);
+    available.iter().copied().filter(allowed).max().unwrap_or(Level::Scalar)
+}
+
+/// The level in use: the highest available, but none above the one that `KIZAMI_ISA` names.
 pub fn level() -> Level {
     let stored = LEVEL.load(Ordering::Relaxed);
     if let Some(level) = Level::ALL.iter().copied().find(|l| *l as u8 == stored) {
         return level;
     }
-    let highest = *levels().last().expect("scalar is always available");
     let asked = std::env::var("KIZAMI_ISA").ok().and_then(|name| Level::from_name(&name));
-    let level = asked.map_or(highest, |asked| asked.min(highest));
+    let level = choose(&levels(), asked);
     LEVEL.store(level as u8, Ordering::Relaxed);
     level
 }
@@ -111,4 +119,21 @@ pub fn dispatch<O: Op>(op: O) -> O::Out {
 pub fn dispatch_at<O: Op>(level: Level, op: O) -> Option<O::Out> {
     let _environment = Environment::default();
     level.available().then(|| level.enter(op))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_that_is_missing_gives_way_to_the_next_below() {
+        let all = Level::ALL;
+        for (i, &missing) in all.iter().enumerate().skip(1) {
+            let available: Vec<Level> = all.iter().copied().filter(|&level| level != missing).collect();
+            assert_eq!(choose(&available, Some(missing)), all[i - 1]);
+            assert_eq!(choose(&available, Some(Level::Scalar)), Level::Scalar);
+            assert_eq!(choose(&available, None), *available.last().expect("scalar"));
+        }
+        assert_eq!(choose(all, None), *all.last().expect("scalar"));
+    }
 }

@@ -1,7 +1,9 @@
-//! AVX2 with FMA and F16C: Haswell, Zen and later.
+//! AVX2 with FMA and F16C: Haswell, Zen and later; with AVX-VNNI, which Intel's later client CPUs have in place of
+//! AVX-512, four products of bytes are added up by one instruction.
 //!
 //! SAFETY of every block here: the token exists only where `dispatch.rs` has asked the CPU for the
-//! feature list of [`enter`], and each load or store stays inside the fixed-size array it is given.
+//! feature list of [`enter`] or [`enter_vnni`], and each load or store stays inside the fixed-size array it is
+//! given. AVX-VNNI instructions stand behind `if VNNI`.
 
 use super::{Isa, LANES};
 use crate::chunk::{ActChunk, CHUNK, GROUP, SUPER_OFFSET};
@@ -15,15 +17,28 @@ use lanes::{
     sum8_f32, transpose8, twice, widen,
 };
 
-/// Proof that AVX2, FMA and F16C exist. Made by `dispatch.rs` only.
+/// Proof that AVX2, FMA and F16C exist, and AVX-VNNI where `VNNI` says so. Made by `dispatch.rs` only.
 #[derive(Debug, Clone, Copy)]
-pub struct Avx2(());
+pub struct Avx2<const VNNI: bool>(());
 
-impl Avx2 {
+impl<const VNNI: bool> Avx2<VNNI> {
     /// # Safety
-    /// The CPU must have AVX2, FMA and F16C.
+    /// The CPU must have the features of [`enter`], or of [`enter_vnni`] if `VNNI`.
     pub(crate) unsafe fn new_unchecked() -> Self {
         Self(())
+    }
+
+    /// Half of [`Isa::dot2`], with a pair for each lane.
+    #[inline(always)]
+    fn dot_pairs(self, acc: __m256i, w: __m256i, a: __m256i) -> __m256i {
+        // SAFETY: see the head of the file.
+        unsafe {
+            if VNNI {
+                _mm256_dpwssd_avx_epi32(acc, w, a)
+            } else {
+                _mm256_add_epi32(acc, _mm256_madd_epi16(w, a))
+            }
+        }
     }
 }
 
@@ -32,13 +47,24 @@ pub(crate) fn detected() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
+/// Whether this CPU has the features of [`enter_vnni`].
+pub(crate) fn detected_vnni() -> bool {
+    detected() && is_x86_feature_detected!("avxvnni")
+}
+
 /// Runs `op` compiled with the features of this level.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn enter<O: Op>(isa: Avx2, op: O) -> O::Out {
+pub(crate) fn enter<O: Op>(isa: Avx2<false>, op: O) -> O::Out {
     op.run(isa)
 }
 
-impl Isa for Avx2 {
+/// Runs `op` compiled with the features of this level.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+pub(crate) fn enter_vnni<O: Op>(isa: Avx2<true>, op: O) -> O::Out {
+    op.run(isa)
+}
+
+impl<const VNNI: bool> Isa for Avx2<VNNI> {
     type F = (__m256, __m256);
     type V = (__m256i, __m256i);
     type Q = (__m256i, __m256i);
@@ -51,8 +77,8 @@ impl Isa for Avx2 {
     // the compiler does not heed the attribute.
     #[inline(never)]
     fn enter<O: Op>(self, op: O) -> O::Out {
-        // SAFETY: see the head of the file.
-        unsafe { enter(self, op) }
+        // SAFETY: this token proves the features of its own level.
+        unsafe { if VNNI { enter_vnni(Avx2::<true>(()), op) } else { enter(Avx2::<false>(()), op) } }
     }
 
     #[inline(always)]
@@ -249,6 +275,9 @@ impl Isa for Avx2 {
         // SAFETY: see the head of the file.
         unsafe {
             let (a, ones) = (_mm256_set1_epi32(a), _mm256_set1_epi16(1));
+            if VNNI {
+                return (_mm256_dpbusd_avx_epi32(acc.0, w.0, a), _mm256_dpbusd_avx_epi32(acc.1, w.1, a));
+            }
             // Pairs of products stay within 2 * 127 * 127 < 2^15.
             let (low, high) = w;
             let low = _mm256_madd_epi16(_mm256_maddubs_epi16(low, a), ones);
@@ -258,12 +287,15 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn start_full(self, _: i32) -> Self::V {
-        self.splat_i32(0)
+    fn start_full(self, start: i32) -> Self::V {
+        self.splat_i32(if VNNI { start } else { 0 })
     }
 
     #[inline(always)]
     fn dot4_full(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
+        if VNNI {
+            return self.dot4(acc, w, a);
+        }
         // SAFETY: see the head of the file.
         unsafe {
             let (a, ones) = (_mm256_set1_epi32(a), _mm256_set1_epi16(1));
@@ -276,12 +308,8 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn dot2(self, acc: Self::V, w: Self::V, a: i32) -> Self::V {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let a = _mm256_set1_epi32(a);
-            let (low, high) = (_mm256_madd_epi16(w.0, a), _mm256_madd_epi16(w.1, a));
-            (_mm256_add_epi32(acc.0, low), _mm256_add_epi32(acc.1, high))
-        }
+        let (pair, _) = self.splat_i32(a);
+        (self.dot_pairs(acc.0, w.0, pair), self.dot_pairs(acc.1, w.1, pair))
     }
 
     #[inline(always)]
@@ -332,7 +360,7 @@ impl Isa for Avx2 {
                 let pick = (pick + 1) << 8 | pick;
                 let spread = _mm256_setr_m128i(_mm_set1_epi16(pick), _mm_set1_epi16(pick + 0x202));
                 let source = if unit < 4 { low } else { high };
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(p, _mm256_shuffle_epi8(source, spread)));
+                sum = self.dot_pairs(sum, p, _mm256_shuffle_epi8(source, spread));
             }
             if SIGNED {
                 const { assert!(SUPER_OFFSET == 1 << 6) };
@@ -369,17 +397,21 @@ impl Isa for Avx2 {
         unsafe {
             let ones = _mm256_set1_epi16(1);
             let mut out = [ones; 8];
-            for q in 0..4 {
-                let (low, high) = codes[q];
-                out[2 * q] = _mm256_madd_epi16(full_pairs(low, load_unit(a, 2 * q)), ones);
-                out[2 * q + 1] = _mm256_madd_epi16(full_pairs(high, load_unit(a, 2 * q + 1)), ones);
+            for unit in 0..CHUNK / GROUP {
+                let (half, a) = (codes[unit / 2], load_unit(a, unit));
+                let w = if unit % 2 == 0 { half.0 } else { half.1 };
+                out[unit] = if VNNI {
+                    _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), w, a)
+                } else {
+                    _mm256_madd_epi16(full_pairs(w, a), ones)
+                };
             }
             out
         }
     }
 
     #[inline(always)]
-    fn sum_units(self, x: &[Self::U; LANES], _: &ActChunk) -> [Self::V; 8] {
+    fn sum_units(self, x: &[Self::U; LANES], a: &ActChunk) -> [Self::V; 8] {
         // SAFETY: see the head of the file.
         unsafe {
             let (mut low, mut high) = ([_mm256_setzero_si256(); 8], [_mm256_setzero_si256(); 8]);
@@ -390,7 +422,9 @@ impl Isa for Avx2 {
             let (low, high) = (transpose8(low), transpose8(high));
             let mut out = [self.splat_i32(0); 8];
             for g in 0..8 {
-                out[g] = (low[g], high[g]);
+                // What the codes were shifted up by; without VNNI they met the activations as they are.
+                let (start, _) = self.start_full(a.starts32[g]);
+                out[g] = (_mm256_add_epi32(low[g], start), _mm256_add_epi32(high[g], start));
             }
             out
         }
