@@ -1,7 +1,8 @@
 //! Signed sub-scales under one f16 (Q3_K, Q6_K), and the one scale of a few weights (Q4_0, Q5_0).
 //!
 //! Each sub-block first finds its own best scale; the largest of them sets `d`; then every
-//! sub-block tries sixteen neighbouring integer scales under the stored `d` with codes re-chosen.
+//! sub-block tries sixteen neighbouring integer scales under the stored `d` with codes re-chosen. The codes say which
+//! `d` would have suited them better, and the sub-blocks choose again under that one.
 
 use super::lanes::{LANES, Lanes, code};
 use super::target::{Target, inverse};
@@ -32,19 +33,34 @@ fn part(values: &[f32; 256], s: usize) -> &[f32; 16] {
 /// The best scales found.
 #[inline(always)]
 pub(super) fn choose_scales(target: &Target<256>, shape: &Shape) -> Scales {
-    let mut most = 0f32;
+    let (mut free, mut most) = ([0.0; 16], 0f32);
     for s in 0..16 {
-        let t = free_scale(part(&target.x, s), part(&target.w, s), shape.low, shape.high).abs();
-        most = if t > most { t } else { most };
+        free[s] = free_scale(part(&target.x, s), part(&target.w, s), shape.low, shape.high);
+        most = if free[s].abs() > most { free[s].abs() } else { most };
     }
-    let (bits, d) = target.frame.store(most / shape.top);
-    let mut sub = [0.0; 16];
-    for s in 0..16 {
-        let (x, w) = (part(&target.x, s), part(&target.w, s));
-        sub[s] = integer_scale(x, w, d, free_scale(x, w, shape.low, shape.high), shape);
+    let (mut best, mut least) = (Scales { bits: [0; 2], d: 0.0, sub: [0.0; 16] }, f32::MAX);
+    let mut wanted = most / shape.top;
+    for _ in 0..ROUNDS {
+        let (bits, d) = target.frame.store(wanted);
+        let (mut sub, mut sum_xq, mut sum_qq) = ([0.0; 16], 0f32, 0f32);
+        for s in 0..16 {
+            let (x, w) = (part(&target.x, s), part(&target.w, s));
+            let (scale, xq, qq) = integer_scale(x, w, d, free[s], shape);
+            sub[s] = scale;
+            sum_xq += scale * xq;
+            sum_qq += scale * scale * qq;
+        }
+        let cost = (d * sum_qq - 2.0 * sum_xq) * d;
+        if cost < least {
+            (best, least) = (Scales { bits, d, sub }, cost);
+        }
+        wanted = sum_xq * inverse(sum_qq);
     }
-    Scales { bits, d, sub }
+    best
 }
+
+/// How often `d` is chosen: once from the largest scale, then from the codes.
+const ROUNDS: usize = 3;
 
 /// The scale of some weights if it were free, for codes `low..=high`: of sixteen mappings of the largest magnitude to
 /// one end of the codes, the best.
@@ -108,21 +124,23 @@ pub(super) fn inverses(mut x: Lanes) -> Lanes {
     x
 }
 
-/// The best of sixteen integers around `t / d`.
+/// The best of sixteen integers around `t / d`, with `<x, q>` and `<q, q>` of its codes.
 #[inline(always)]
-fn integer_scale(x: &[f32; 16], w: &[f32; 16], d: f32, t: f32, shape: &Shape) -> f32 {
+fn integer_scale(x: &[f32; 16], w: &[f32; 16], d: f32, t: f32, shape: &Shape) -> (f32, f32, f32) {
     let (least, most) = shape.scales;
     let middle = code(t * inverse(d), least + 8.0, most - 7.0);
     let s = Lanes::IOTA + Lanes::splat(middle - 8.0);
     let scale = s * Lanes::splat(d);
     let id = inverses(scale);
-    let mut error = Lanes::ZERO;
+    let (mut xq, mut qq) = (Lanes::ZERO, Lanes::ZERO);
     for (x, w) in x.iter().zip(w) {
-        let x = Lanes::splat(*x);
-        let e = x - (x * id).code(shape.low, shape.high) * scale;
-        error = error + Lanes::splat(*w) * e * e;
+        let q = (Lanes::splat(*x) * id).code(shape.low, shape.high);
+        let wq = Lanes::splat(*w) * q;
+        xq = xq + wq * Lanes::splat(*x);
+        qq = qq + wq * q;
     }
-    s.0[error.argmin()]
+    let best = ((qq * scale - xq - xq) * scale).argmin();
+    (s.0[best], xq.0[best], qq.0[best])
 }
 
 impl Scales {

@@ -4,7 +4,7 @@
 //! neither overflow nor vanish whatever the tensor's scale, and the search sees the same numbers
 //! for `w` and for `1024 w`. [`Frame`] brings scales back and rounds them to the f16 of the file.
 //!
-//! An error costs `importance * sqrt(mean square of the block + w²)`. Why large weights deserve more
+//! An error costs `importance * sqrt(2 * mean square of the block + w²)`. Why large weights deserve more
 //! than their importance is not known (Kawrakow: "no science"), but without the root the divergence
 //! of two small models at 1.6 and 2.1 bits was 3 to 15 % higher, although `1 - rho²` was lower.
 
@@ -135,7 +135,7 @@ impl<const N: usize> Target<N> {
         for i in 0..N {
             squares[i] = x[i] * x[i];
         }
-        let mean = sum(&squares) / N as f32;
+        let mean = 2.0 * sum(&squares) / N as f32;
         let mut w = [0.0; N];
         for i in 0..N {
             w[i] = h[i] * (mean + squares[i]).sqrt();
