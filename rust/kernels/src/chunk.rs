@@ -75,6 +75,11 @@ pub struct ActChunk {
     pub starts: [i32; CHUNK / SUB],
     /// The same per 32.
     pub starts32: [i32; CHUNK / GROUP],
+    /// What sixteen-bit dot products start from: minus [`SUPER_OFFSET`] times the sums of the first and of the second
+    /// two codes of each word of four, over 4 words, modulo 2^16.
+    pub pairs: [[i16; 2]; CHUNK / SUB],
+    /// The same over 8 words.
+    pub pairs32: [[i16; 2]; CHUNK / GROUP],
     /// Integer scale of each 16, from 1 to [`MAX_STEP`]; 1 for `Grouped` formats.
     pub steps: [i16; CHUNK / SUB],
     /// Sum of the codes of each 16, times its step.
@@ -102,10 +107,44 @@ impl ActChunk {
         self.scales[g] * f32::from(self.sums32[g])
     }
 
-    /// What the dot product with sub-block `s` of `LEN` shifted codes starts from.
+    /// What a dot product with `words` words of four shifted codes from `first` on starts from; `words` is 4 or 8.
     #[inline(always)]
-    pub(crate) fn start<const LEN: usize>(&self, s: usize) -> i32 {
-        if LEN == GROUP { self.starts32[s] } else { self.starts[s] }
+    pub fn start(&self, first: usize, words: usize) -> i32 {
+        if words == GROUP / 4 { self.starts32[first / words] } else { self.starts[first / words] }
+    }
+
+    /// The same in sixteen bits.
+    #[inline(always)]
+    pub(crate) fn pair_start(&self, first: usize, words: usize) -> i32 {
+        bytemuck::cast(if words == GROUP / 4 {
+            self.pairs32[first / words]
+        } else {
+            self.pairs[first / words]
+        })
+    }
+
+    /// Everything that follows from codes and steps: sums, and what dot products with codes shifted by `offset`
+    /// start from.
+    #[inline(always)]
+    pub fn add_up(&mut self, offset: u8) {
+        let words = self.codes.as_chunks::<4>().0;
+        for s in 0..CHUNK / SUB {
+            let mut pair = [0i16; 2];
+            for word in &words[4 * s..4 * s + 4] {
+                pair[0] += i16::from(word[0]) + i16::from(word[1]);
+                pair[1] += i16::from(word[2]) + i16::from(word[3]);
+            }
+            let sum = pair[0] + pair[1];
+            self.sums[s] = sum * self.steps[s];
+            self.starts[s] = -i32::from(offset) * i32::from(sum);
+            self.pairs[s] = pair.map(|sum| sum.wrapping_mul(-i16::from(SUPER_OFFSET)));
+        }
+        for g in 0..CHUNK / GROUP {
+            self.sums32[g] = self.sums[2 * g] + self.sums[2 * g + 1];
+            self.starts32[g] = self.starts[2 * g] + self.starts[2 * g + 1];
+            let (first, second) = (self.pairs[2 * g], self.pairs[2 * g + 1]);
+            self.pairs32[g] = [first[0].wrapping_add(second[0]), first[1].wrapping_add(second[1])];
+        }
     }
 }
 
@@ -115,6 +154,8 @@ impl Default for ActChunk {
             codes: [0; CHUNK],
             starts: [0; CHUNK / SUB],
             starts32: [0; CHUNK / GROUP],
+            pairs: [[0; 2]; CHUNK / SUB],
+            pairs32: [[0; 2]; CHUNK / GROUP],
             steps: [1; CHUNK / SUB],
             sums: [0; CHUNK / SUB],
             sums32: [0; CHUNK / GROUP],

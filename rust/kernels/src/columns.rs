@@ -2,7 +2,7 @@
 //!
 //! Knows how columns become the chunks that drivers multiply. Does not know weights.
 
-use crate::chunk::{ActChunk, CHUNK, GROUP, GROUPED_OFFSET, MAX_STEP, SUB, SUPER_OFFSET};
+use crate::chunk::{ActChunk, CHUNK, GROUP, GROUPED_OFFSET, MAX_STEP, SUPER_OFFSET};
 use crate::dispatch::{Op, dispatch};
 use crate::error::Error;
 use crate::format::{Family, Type};
@@ -189,21 +189,9 @@ pub(crate) fn quantize(x: &[f32; CHUNK], family: Family, out: &mut ActChunk) {
             }
         };
         out.scales[g] = quantize_group(&groups[g], unit, unit * f32::from(step), &mut codes[g]);
-        let halves = codes[g].as_chunks::<SUB>().0;
-        let mut total = 0;
-        for s in 0..2 {
-            let mut sum = 0i16;
-            for i in 0..SUB {
-                sum += i16::from(halves[s][i]);
-            }
-            out.steps[2 * g + s] = step;
-            out.sums[2 * g + s] = sum * step;
-            out.starts[2 * g + s] = -i32::from(offset) * i32::from(sum);
-            total += out.starts[2 * g + s];
-        }
-        out.starts32[g] = total;
-        out.sums32[g] = out.sums[2 * g] + out.sums[2 * g + 1];
+        (out.steps[2 * g], out.steps[2 * g + 1]) = (step, step);
     }
+    out.add_up(offset);
 }
 
 /// Rounds one group to -127..=127, to nearest even, so that 127 stands for `max`. Returns the scale

@@ -14,7 +14,7 @@ use crate::dispatch::Op;
 use crate::format::{Family, Format};
 use crate::isa::{Isa, LANES};
 use crate::matrix::{AHEAD, Matrix};
-use crate::repack::{Layout, Record};
+use crate::repack::{Layout, Record, WIDE, words};
 use bytemuck::Zeroable;
 use std::marker::PhantomData;
 
@@ -259,10 +259,25 @@ fn grouped<I: Isa, F: Format, const LEN: usize>(
         let codes = record.codes(isa, g);
         for half in 0..GROUP / LEN {
             let s = g * GROUP / LEN + half;
-            let mut sum = isa.start_full(a.start::<LEN>(s));
-            for k in half * LEN / 4..(half + 1) * LEN / 4 {
-                sum = isa.dot4_full(sum, codes[k], quads[8 * g + k]);
-            }
+            let range = half * LEN / 4..(half + 1) * LEN / 4;
+            let sum = if F::FULL {
+                let mut sum = isa.full_start(a.start(s * LEN / 4, LEN / 4));
+                for k in range {
+                    sum = isa.dot_full(sum, codes[k], quads[8 * g + k]);
+                }
+                sum
+            } else {
+                let words = const { words::<I, F>() };
+                let mut sum = isa.splat_i32(0);
+                for first in range.step_by(words) {
+                    let mut part = isa.dot_start(a, 8 * g + first, words);
+                    for k in first..first + words {
+                        part = isa.dot(part, codes[k], quads[8 * g + k]);
+                    }
+                    sum = isa.add_i32(sum, isa.dot_sum(part));
+                }
+                sum
+            };
             acc = isa.fma(isa.mul(record.group_d(isa, s), isa.splat(a.scales[g])), isa.to_float(sum), acc);
         }
         if F::HAS_MIN {
@@ -286,17 +301,30 @@ fn supers<I: Isa, F: Format, const LEN: usize>(
         let codes = record.codes(isa, g);
         for half in 0..GROUP / LEN {
             let s = g * GROUP / LEN + half;
-            let mut sum = isa.splat_i32(if F::SIGNED { a.start::<LEN>(s) } else { 0 });
-            for k in half * LEN / 4..(half + 1) * LEN / 4 {
-                sum = isa.dot4(sum, codes[k], quads[8 * g + k]);
-            }
-            let mut scales = record.scales(isa, s);
+            let mut factors = isa.factors(record.scales(s));
             if F::SHIFTED {
-                total = isa.mul_add_i32(total, scales, isa.splat_i32(i32::from(a.sums32[g])));
-                scales = isa.abs_i32(scales);
+                total = isa.dot2(total, factors, i32::from(a.sums32[g]) & 0xffff);
+                factors = isa.abs_factors(factors);
             }
-            let step = isa.splat_i32(i32::from(a.steps[s * LEN / SUB]));
-            total = isa.mul_add_i32(total, sum, isa.mul_i32(scales, step));
+            factors = isa.mul_factors(factors, a.steps[s * LEN / SUB]);
+            let words = const { words::<I, F>() };
+            let range = half * LEN / 4..(half + 1) * LEN / 4;
+            if words == WIDE {
+                let start = if F::SIGNED { a.start(s * LEN / 4, LEN / 4) } else { 0 };
+                let mut sum = isa.splat_i32(start);
+                for k in range {
+                    sum = isa.dot_wide(sum, codes[k], quads[8 * g + k]);
+                }
+                total = isa.wide_end(total, sum, factors);
+                continue;
+            }
+            for first in range.step_by(words) {
+                let mut sum = if F::SIGNED { isa.dot_start(a, 8 * g + first, words) } else { isa.dot_zero() };
+                for k in first..first + words {
+                    sum = isa.dot(sum, codes[k], quads[8 * g + k]);
+                }
+                total = isa.dot_end(total, sum, factors);
+            }
         }
     }
     let scale = a.scales[0];

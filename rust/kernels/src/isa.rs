@@ -5,7 +5,7 @@
 //! [`scalar::Scalar`] returns (any NaN for a NaN) and, on real instruction sets, be `#[inline(always)]`; the register width is
 //! the implementation's business. Only files under `isa/` and `dispatch.rs` may use `unsafe`.
 
-use crate::chunk::ActChunk;
+use crate::chunk::{ActChunk, GROUPED_OFFSET, SUPER_OFFSET};
 use crate::dispatch::Op;
 use scalar::Scalar;
 
@@ -30,12 +30,24 @@ pub trait Isa: Copy + Send + Sync + 'static {
     type V: Copy;
     /// Sixty-four bytes.
     type Q: Copy;
+    /// Sums of products under way, four codes of each row at a time: [`Isa::V`], or sixteen-bit pairs of it.
+    type D: Copy;
     /// Lanes whose sum is one exact i32: what [`Isa::sum_rows`] adds up.
     type S: Copy;
     /// Lanes whose sums are eight exact i32, one per 32 codes: what [`Isa::sum_units`] adds up.
     type U: Copy;
     /// Whether sixteen [`Isa::F`] accumulators fit the register file.
     const WIDE: bool;
+    /// Columns whose sums and totals over sixteen rows fit the register file.
+    const TILE: usize;
+    /// Whether [`Isa::D`] has sixteen bits and holds no more words than [`crate::repack::Layout::REACH`].
+    const NARROW: bool;
+    /// What the signed codes of a `Super` format are shifted up by when they meet activations.
+    const SUPER_OFFSET: u8 = SUPER_OFFSET;
+    /// The same for `Grouped` formats with few levels.
+    const SMALL_OFFSET: u8 = GROUPED_OFFSET;
+    /// The same for those whose codes fill a byte.
+    const FULL_OFFSET: u8 = GROUPED_OFFSET;
     /// Whether byte permutations of 256-entry tables and bit fields are instructions, so that
     /// [`Isa::lookup256`], [`Isa::fields`], [`Isa::parity_signs`] and [`Isa::negate`] are fast.
     const BYTE_PERMUTE: bool;
@@ -88,21 +100,39 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn widen_pairs(self, x: &[i8; 2 * LANES]) -> Self::V;
     /// Nearest f32, lane by lane.
     fn to_float(self, x: Self::V) -> Self::F;
-    /// `|x|`, lane by lane.
-    fn abs_i32(self, x: Self::V) -> Self::V;
-    /// `a * b`, wrapping, lane by lane.
-    fn mul_i32(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `acc + a * b`, wrapping, lane by lane.
-    fn mul_add_i32(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
-    /// `acc[r] + sum over i < 4 of w[4 r + i] * byte i of a`; bytes of `w` are at most 127, those of `a` signed.
-    fn dot4(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V;
-    /// What [`Isa::dot4_full`] starts from; `start` is `-128` times the sum of the activations to come.
-    fn start_full(self, start: i32) -> Self::V;
-    /// As [`Isa::dot4`] for bytes of `w` up to 255: with [`Isa::start_full`] it yields the sum of
-    /// `(w - 128) * a`, wherever the 128 is taken off.
-    fn dot4_full(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V;
+    /// `a + b`, wrapping, lane by lane.
+    fn add_i32(self, a: Self::V, b: Self::V) -> Self::V;
     /// `acc[r] + low i16 of w[r] * low i16 of a + high * high`.
     fn dot2(self, acc: Self::V, w: Self::V, a: i32) -> Self::V;
+
+    // Dot products: start, a word of four codes per row at a time, end.
+
+    /// The sum of no products.
+    fn dot_zero(self) -> Self::D;
+    /// Minus the offset times the sum of the activations of `words` words from `first` on: what products with
+    /// shifted codes start from. `words` is 4 or 8.
+    fn dot_start(self, a: &ActChunk, first: usize, words: usize) -> Self::D;
+    /// `acc[r] + sum over i < 4 of w[4 r + i] * byte i of a`; bytes of `w` are at most 127, those of `a` signed.
+    fn dot(self, acc: Self::D, w: Self::Q, a: i32) -> Self::D;
+    /// The sums.
+    fn dot_sum(self, acc: Self::D) -> Self::V;
+    /// `total + acc * factor`, lane by lane.
+    fn dot_end(self, total: Self::V, acc: Self::D, factor: Self::V) -> Self::V;
+    /// As [`Isa::dot`], in whole lanes.
+    fn dot_wide(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V;
+    /// As [`Isa::dot_end`], of whole lanes.
+    fn wide_end(self, total: Self::V, acc: Self::V, factor: Self::V) -> Self::V;
+    /// Scales as [`Isa::dot_end`] takes them: the lower half of each lane is the number.
+    fn factors(self, x: &[i8; LANES]) -> Self::V;
+    /// Factors times `by`, below 2^15.
+    fn mul_factors(self, x: Self::V, by: i16) -> Self::V;
+    /// Magnitudes of factors.
+    fn abs_factors(self, x: Self::V) -> Self::V;
+    /// What [`Isa::dot_full`] starts from; `start` is `-128` times the sum of the activations to come.
+    fn full_start(self, start: i32) -> Self::V;
+    /// As [`Isa::dot`] for codes that fill a byte, under [`Isa::FULL_OFFSET`]: with [`Isa::full_start`] it yields
+    /// the sum of products without the offset.
+    fn dot_full(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V;
     /// Transposes sixteen rows of sixteen 4-byte words.
     fn transpose_words(self, rows: &[[u8; 64]; LANES], out: &mut [[u8; 64]; LANES]);
 

@@ -19,7 +19,7 @@ use crate::dispatch::Op;
 use crate::format::{Family, Format};
 use crate::isa::{Isa, LANES};
 use crate::matrix::Matrix;
-use crate::repack::{Layout, Record};
+use crate::repack::{Layout, Record, WIDE, words};
 use bytemuck::Zeroable;
 use std::marker::PhantomData;
 
@@ -27,7 +27,7 @@ mod build;
 
 use build::{Build, RowBuffer, Unpack};
 
-/// Columns multiplied together where the register file is wide; half as many elsewhere.
+/// Most columns that are multiplied together: [`Isa::TILE`] of the widest register file.
 const TILE: usize = 8;
 
 /// Sixteen rows of one chunk, lanes first.
@@ -36,7 +36,7 @@ const TILE: usize = 8;
 struct Panel {
     /// Four codes of each row, 64 times.
     codes: [[u8; 64]; CHUNK / 4],
-    /// `scale * (step + 1)` per sub-block and step. `Super` only.
+    /// Factors ([`Isa::factors`]) `scale * (step + 1)` per sub-block and step. `Super` only.
     scales: [[[i32; LANES]; MAX_STEP as usize]; CHUNK / SUB],
     /// Minimums, or shifts, of two neighbouring sub-blocks per row: eight pairs, or four of sub-blocks of 32.
     mins: [[i32; LANES]; 8],
@@ -48,6 +48,14 @@ struct Panel {
     d: [f32; LANES],
     /// Scale of the minimums. `HAS_MIN` only.
     dmin: [f32; LANES],
+}
+
+impl Panel {
+    /// The factors of sub-block `s` of `SUB` weights for a column's step.
+    #[inline(always)]
+    fn factors<const SUB: usize>(&self, s: usize, a: &ActChunk) -> &[i32; LANES] {
+        &self.scales[s][(a.steps[s * SUB / crate::chunk::SUB] - 1) as usize % MAX_STEP as usize]
+    }
 }
 
 /// Rows `start..` times the `n` columns that `pick` names, all when none; `acts` is `[chunks][all columns]`. For
@@ -101,20 +109,63 @@ fn multiply<I: Isa, F: Format>(
     pick: Option<&[u32]>,
     acc: &mut [[f32; LANES]],
 ) {
-    let shifted = F::SHIFTED && w.is_repacked();
-    match (F::FAMILY, F::SUB == SUB, F::SIGNED, F::HAS_MIN) {
-        (Family::Grouped, true, ..) => tiles::<I, Grouped<16, false>>(isa, panel, acts, pick, acc),
-        (Family::Grouped, _, _, false) => tiles::<I, Grouped<32, false>>(isa, panel, acts, pick, acc),
-        (Family::Grouped, _, _, true) => tiles::<I, Grouped<32, true>>(isa, panel, acts, pick, acc),
-        (_, false, true, _) if shifted => tiles::<I, Super<32, true, IN_SCALES>>(isa, panel, acts, pick, acc),
-        (_, false, false, false) => tiles::<I, Super<32, false, NONE>>(isa, panel, acts, pick, acc),
-        (_, false, false, true) => tiles::<I, Super<32, false, OWN>>(isa, panel, acts, pick, acc),
-        (_, false, true, false) => tiles::<I, Super<32, true, NONE>>(isa, panel, acts, pick, acc),
-        (_, false, true, true) => tiles::<I, Super<32, true, OWN>>(isa, panel, acts, pick, acc),
-        (_, true, false, false) => tiles::<I, Super<16, false, NONE>>(isa, panel, acts, pick, acc),
-        (_, true, false, true) => tiles::<I, Super<16, false, OWN>>(isa, panel, acts, pick, acc),
-        (_, true, true, false) => tiles::<I, Super<16, true, NONE>>(isa, panel, acts, pick, acc),
-        (_, true, true, true) => tiles::<I, Super<16, true, OWN>>(isa, panel, acts, pick, acc),
+    let tiles = Tiles { panel, acts, pick, acc, kind: PhantomData::<()> };
+    // Written as `if`s over constants, so that only what a format needs is compiled.
+    if const { matches!(F::FAMILY, Family::Grouped) && F::SUB == SUB } {
+        tiles.grouped::<I, F, 16, false>(isa);
+    } else if const { matches!(F::FAMILY, Family::Grouped) && F::HAS_MIN } {
+        tiles.grouped::<I, F, 32, true>(isa);
+    } else if const { matches!(F::FAMILY, Family::Grouped) } {
+        tiles.grouped::<I, F, 32, false>(isa);
+    } else if const { F::SUB == SUB } {
+        tiles.supers::<I, F, 16>(isa, w.is_repacked());
+    } else {
+        tiles.supers::<I, F, 32>(isa, w.is_repacked());
+    }
+}
+
+impl<'a> Tiles<'a, ()> {
+    #[inline(always)]
+    fn run_as<I: Isa, K: Kind>(self, isa: I) {
+        let Self { panel, acts, pick, acc, .. } = self;
+        isa.enter(Tiles { panel, acts, pick, acc, kind: PhantomData::<K> });
+    }
+
+    #[inline(always)]
+    fn grouped<I: Isa, F: Format, const SUB: usize, const MIN: bool>(self, isa: I) {
+        if const { F::FULL } {
+            self.run_as::<I, Grouped<SUB, MIN, FULL>>(isa);
+        } else if const { words::<I, F>() == 8 } {
+            self.run_as::<I, Grouped<SUB, MIN, 8>>(isa);
+        } else {
+            self.run_as::<I, Grouped<SUB, MIN, 4>>(isa);
+        }
+    }
+
+    #[inline(always)]
+    fn supers<I: Isa, F: Format, const SUB: usize>(self, isa: I, repacked: bool) {
+        if const { F::SIGNED && F::HAS_MIN } {
+            self.supers_of::<I, F, SUB, true, OWN>(isa);
+        } else if const { F::HAS_MIN } {
+            self.supers_of::<I, F, SUB, false, OWN>(isa);
+        } else if const { !F::SIGNED } {
+            self.supers_of::<I, F, SUB, false, NONE>(isa);
+        } else if const { F::SHIFTED } && repacked {
+            self.supers_of::<I, F, SUB, true, IN_SCALES>(isa);
+        } else {
+            self.supers_of::<I, F, SUB, true, NONE>(isa);
+        }
+    }
+
+    #[inline(always)]
+    fn supers_of<I: Isa, F: Format, const SUB: usize, const SIGNED: bool, const MINS: u8>(self, isa: I) {
+        if const { words::<I, F>() == 8 } {
+            self.run_as::<I, Super<SUB, SIGNED, MINS, 8>>(isa);
+        } else if const { words::<I, F>() == 4 } {
+            self.run_as::<I, Super<SUB, SIGNED, MINS, 4>>(isa);
+        } else {
+            self.run_as::<I, Super<SUB, SIGNED, MINS, WIDE>>(isa);
+        }
     }
 }
 
@@ -137,7 +188,7 @@ impl<K: Kind> Op for Tiles<'_, K> {
     fn run<I: Isa>(self, isa: I) {
         let Self { panel, acts, pick, acc, .. } = self;
         let n = acc.len();
-        let count = n.div_ceil(if I::WIDE { TILE } else { TILE / 2 });
+        let count = n.div_ceil(I::TILE);
         let mut first = 0;
         for t in 0..count {
             let width = n / count + usize::from(t < n % count);
@@ -150,27 +201,16 @@ impl<K: Kind> Op for Tiles<'_, K> {
                 1 => tile::<I, K, 1>(isa, panel, &columns, acc),
                 2 => tile::<I, K, 2>(isa, panel, &columns, acc),
                 3 => tile::<I, K, 3>(isa, panel, &columns, acc),
-                4 => tile::<I, K, 4>(isa, panel, &columns, acc),
-                5 if I::WIDE => tile::<I, K, 5>(isa, panel, &columns, acc),
-                6 if I::WIDE => tile::<I, K, 6>(isa, panel, &columns, acc),
-                7 if I::WIDE => tile::<I, K, 7>(isa, panel, &columns, acc),
-                _ if I::WIDE => tile::<I, K, TILE>(isa, panel, &columns, acc),
-                _ => unreachable!("narrow tiles have at most four columns"),
+                4 if I::TILE >= 4 => tile::<I, K, 4>(isa, panel, &columns, acc),
+                5 if I::TILE >= 5 => tile::<I, K, 5>(isa, panel, &columns, acc),
+                6 if I::TILE >= 6 => tile::<I, K, 6>(isa, panel, &columns, acc),
+                7 if I::TILE >= 7 => tile::<I, K, 7>(isa, panel, &columns, acc),
+                8 if I::TILE >= 8 => tile::<I, K, 8>(isa, panel, &columns, acc),
+                _ => unreachable!("tiles have at most as many columns as the level says"),
             }
             first += width;
         }
     }
-}
-
-#[inline(always)]
-fn tiles<I: Isa, K: Kind>(
-    isa: I,
-    panel: &Panel,
-    acts: &[ActChunk],
-    pick: Option<&[u32]>,
-    acc: &mut [[f32; LANES]],
-) {
-    isa.enter(Tiles { panel, acts, pick, acc, kind: PhantomData::<K> });
 }
 
 #[inline(always)]
@@ -191,10 +231,13 @@ trait Kind {
     fn tile<I: Isa, const C: usize>(isa: I, panel: &Panel, a: [&ActChunk; C], acc: &mut [[f32; LANES]; C]);
 }
 
-/// [`Family::Grouped`] with one float scale per `SUB` weights and perhaps minimums.
-struct Grouped<const SUB: usize, const MIN: bool>;
+/// Codes that fill a byte, in place of a number of words.
+const FULL: usize = 0;
 
-impl<const SUB: usize, const MIN: bool> Kind for Grouped<SUB, MIN> {
+/// [`Family::Grouped`] with one float scale per `SUB` weights and perhaps minimums.
+struct Grouped<const SUB: usize, const MIN: bool, const WORDS: usize>;
+
+impl<const SUB: usize, const MIN: bool, const WORDS: usize> Kind for Grouped<SUB, MIN, WORDS> {
     #[inline(always)]
     fn tile<I: Isa, const C: usize>(isa: I, panel: &Panel, a: [&ActChunk; C], acc: &mut [[f32; LANES]; C]) {
         let quads: [&[i32; 64]; C] = a.map(|a| bytemuck::cast_ref(&a.codes));
@@ -205,12 +248,22 @@ impl<const SUB: usize, const MIN: bool> Kind for Grouped<SUB, MIN> {
         for g in 0..CHUNK / GROUP {
             for s in g * GROUP / SUB..(g + 1) * GROUP / SUB {
                 let mut sum = [isa.splat_i32(0); C];
-                for c in 0..C {
-                    sum[c] = isa.start_full(a[c].start::<SUB>(s));
-                }
-                for k in s * SUB / 4..(s + 1) * SUB / 4 {
+                let words = s * SUB / 4..(s + 1) * SUB / 4;
+                if WORDS == FULL {
                     for c in 0..C {
-                        sum[c] = isa.dot4_full(sum[c], isa.bytes(&panel.codes[k]), quads[c][k]);
+                        sum[c] = isa.full_start(a[c].start(words.start, SUB / 4));
+                    }
+                    for k in words {
+                        for c in 0..C {
+                            sum[c] = isa.dot_full(sum[c], isa.bytes(&panel.codes[k]), quads[c][k]);
+                        }
+                    }
+                } else {
+                    for first in words.step_by(WORDS.max(1)) {
+                        let part = part::<I, C>(isa, panel, (first, WORDS), true, a, &quads);
+                        for c in 0..C {
+                            sum[c] = isa.add_i32(sum[c], isa.dot_sum(part[c]));
+                        }
                     }
                 }
                 let d = isa.load(&panel.group_d[s]);
@@ -231,6 +284,30 @@ impl<const SUB: usize, const MIN: bool> Kind for Grouped<SUB, MIN> {
     }
 }
 
+/// Sums of products of `words` words of the panel from `first` on.
+#[inline(always)]
+fn part<I: Isa, const C: usize>(
+    isa: I,
+    panel: &Panel,
+    (first, words): (usize, usize),
+    shifted: bool,
+    a: [&ActChunk; C],
+    quads: &[&[i32; CHUNK / 4]; C],
+) -> [I::D; C] {
+    let mut sum = [isa.dot_zero(); C];
+    if shifted {
+        for c in 0..C {
+            sum[c] = isa.dot_start(a[c], first, words);
+        }
+    }
+    for k in first..first + words {
+        for c in 0..C {
+            sum[c] = isa.dot(sum[c], isa.bytes(&panel.codes[k]), quads[c][k]);
+        }
+    }
+    sum
+}
+
 /// No minimums.
 const NONE: u8 = 0;
 /// Minimums under a float scale of their own.
@@ -239,28 +316,39 @@ const OWN: u8 = 1;
 const IN_SCALES: u8 = 2;
 
 /// [`Family::Super`] with one integer scale per `SUB` weights.
-struct Super<const SUB: usize, const SIGNED: bool, const MINS: u8>;
+struct Super<const SUB: usize, const SIGNED: bool, const MINS: u8, const WORDS: usize>;
 
-impl<const SUB: usize, const SIGNED: bool, const MINS: u8> Kind for Super<SUB, SIGNED, MINS> {
+impl<const SUB: usize, const SIGNED: bool, const MINS: u8, const WORDS: usize> Kind
+    for Super<SUB, SIGNED, MINS, WORDS>
+{
     #[inline(always)]
     fn tile<I: Isa, const C: usize>(isa: I, panel: &Panel, a: [&ActChunk; C], acc: &mut [[f32; LANES]; C]) {
         let quads: [&[i32; 64]; C] = a.map(|a| bytemuck::cast_ref(&a.codes));
         let mut total = [isa.splat_i32(0); C];
         for s in 0..CHUNK / SUB {
-            let mut sum = [isa.splat_i32(0); C];
-            if SIGNED {
-                for c in 0..C {
-                    sum[c] = isa.splat_i32(a[c].start::<SUB>(s));
+            let words = s * SUB / 4..(s + 1) * SUB / 4;
+            if WORDS == WIDE {
+                let mut sum = [isa.splat_i32(0); C];
+                if SIGNED {
+                    for c in 0..C {
+                        sum[c] = isa.splat_i32(a[c].start(words.start, SUB / 4));
+                    }
                 }
-            }
-            for k in s * SUB / 4..(s + 1) * SUB / 4 {
-                for c in 0..C {
-                    sum[c] = isa.dot4(sum[c], isa.bytes(&panel.codes[k]), quads[c][k]);
+                for k in words {
+                    for c in 0..C {
+                        sum[c] = isa.dot_wide(sum[c], isa.bytes(&panel.codes[k]), quads[c][k]);
+                    }
                 }
+                for c in 0..C {
+                    total[c] = isa.wide_end(total[c], sum[c], isa.load_i32(panel.factors::<SUB>(s, a[c])));
+                }
+                continue;
             }
-            for c in 0..C {
-                let step = (a[c].steps[s * SUB / crate::chunk::SUB] - 1) as usize % MAX_STEP as usize;
-                total[c] = isa.mul_add_i32(total[c], sum[c], isa.load_i32(&panel.scales[s][step]));
+            for first in words.step_by(WORDS) {
+                let sum = part::<I, C>(isa, panel, (first, WORDS), SIGNED, a, &quads);
+                for c in 0..C {
+                    total[c] = isa.dot_end(total[c], sum[c], isa.load_i32(panel.factors::<SUB>(s, a[c])));
+                }
             }
         }
         let mut min = [isa.splat_i32(0); C];

@@ -23,7 +23,7 @@
 //!
 //! Knows the layout: its sizes and its writer; `repack/record.rs` is its reader. Does not know products, nor who owns the memory.
 
-use crate::chunk::{CHUNK, GROUP, SUB, Weights};
+use crate::chunk::{CHUNK, GROUP, GROUPED_OFFSET, SUB, SUPER_OFFSET, Weights};
 use crate::convert::f32_to_f16;
 use crate::dispatch::{Op, dispatch};
 use crate::error::{Error, expect_len};
@@ -75,15 +75,76 @@ pub(crate) trait Layout: Format {
         assert!(Self::FLOATS <= CHUNK / SUB, "the writer has room for these");
         // A shift is per group, and takes the place of minimums.
         assert!(!Self::SHIFTED || (Self::SUB == GROUP && Self::SIGNED && !Self::HAS_MIN));
+        // Tiles of `Grouped` formats have no whole lanes for codes that do not fill a byte.
+        assert!(matches!(Self::FAMILY, Family::Super) || Self::FULL || Self::REACH > 1);
         (Self::FLOATS_AT + 2 * LANES * Self::FLOATS).next_multiple_of(64)
     };
     /// Whether scales carry the sign of a shift by one ([`Levels::Shifted`]).
     const SHIFTED: bool = matches!(Self::LEVELS, Levels::Shifted(_));
+    /// The largest magnitude of a code.
+    const LARGEST: usize = {
+        let offset = match Self::FAMILY {
+            Family::Super if Self::SIGNED => SUPER_OFFSET,
+            Family::Super => 0,
+            Family::Grouped => GROUPED_OFFSET,
+        };
+        largest(Self::LEVELS, Self::BITS, offset)
+    };
+    /// Whether codes need a byte of their own: what is shifted by [`SUPER_OFFSET`] would not stay below 128.
+    const FULL: bool = Self::LARGEST >= SUPER_OFFSET as usize;
+    /// Words of four codes, up to 8, whose products with activations can be added up in sixteen bits, two by two. The
+    /// sum fits, so it may wrap on its way. One, where it is too few to pay.
+    const REACH: usize = match i16::MAX as usize / (2 * 127 * Self::LARGEST) {
+        0..4 => 1,
+        4..8 => 4,
+        _ => 8,
+    };
     /// The number of every code byte.
     const NUMBERS: [u8; 256] = numbers(Self::LEVELS, Self::BITS);
 }
 
 impl<F: Format> Layout for F {}
+
+/// In place of a number of words: products are added up in whole lanes.
+pub(crate) const WIDE: usize = 1;
+
+/// Words of four codes whose products an instruction set adds up in [`Isa::D`] before it scales them; [`WIDE`] where
+/// it adds them up in whole lanes.
+#[inline(always)]
+pub(crate) const fn words<I: Isa, F: Format>() -> usize {
+    if I::NARROW && F::REACH < F::SUB / 4 { F::REACH } else { F::SUB / 4 }
+}
+
+/// What is added to the code bytes of a format to give those that an instruction set multiplies.
+#[inline(always)]
+pub(crate) const fn moved<I: Isa, F: Format>() -> u8 {
+    let (from, to) = match F::FAMILY {
+        Family::Super if F::SIGNED => (SUPER_OFFSET, I::SUPER_OFFSET),
+        Family::Super => (0, 0),
+        Family::Grouped if F::FULL => (GROUPED_OFFSET, I::FULL_OFFSET),
+        Family::Grouped => (GROUPED_OFFSET, I::SMALL_OFFSET),
+    };
+    to.wrapping_sub(from)
+}
+
+/// Largest distance of a code from `offset`. A table's zeros are numbers that no code has.
+const fn largest(levels: Levels, bits: usize, offset: u8) -> usize {
+    let mut out = 0;
+    let mut number = 0;
+    while number < 1 << bits {
+        let (code, more) = match levels {
+            Levels::From(first) => (first as usize + number, 0),
+            Levels::Table(table) => (table[number] as usize, 0),
+            Levels::Shifted(table) => (table[number] as usize, 1),
+        };
+        let unused = code == 0 && !matches!(levels, Levels::From(_));
+        if !unused && code.abs_diff(offset as usize) + more > out {
+            out = code.abs_diff(offset as usize) + more;
+        }
+        number += 1;
+    }
+    out
+}
 
 const fn numbers(levels: Levels, bits: usize) -> [u8; 256] {
     let mut out = [0; 256];

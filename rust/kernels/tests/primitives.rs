@@ -3,7 +3,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "rows and lanes have numbers")]
 
-use kizami_kernels::chunk::{ActChunk, CHUNK, GROUP, GROUPED_OFFSET, SUB, SUPER_OFFSET};
+use kizami_kernels::chunk::{ActChunk, CHUNK, GROUPED_OFFSET, SUB, SUPER_OFFSET};
 use kizami_kernels::dispatch::{Op, dispatch_at};
 use kizami_kernels::isa::{Isa, LANES};
 use kizami_kernels::levels;
@@ -22,6 +22,8 @@ struct All<'a> {
     /// Random bytes.
     bytes: &'a [[u8; 64]; LANES],
     a: &'a ActChunk,
+    /// The same for `Grouped` formats.
+    grouped: &'a ActChunk,
 }
 
 /// Lanes as integers.
@@ -36,7 +38,7 @@ impl Op for All<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Found {
-        let Self { bytes, a } = self;
+        let Self { bytes, a, grouped } = self;
         let q: Vec<I::Q> = bytes.iter().map(|b| isa.bytes(b)).collect();
         let halves = |i: usize| {
             let (parts, _) = bytes[i].as_chunks::<32>();
@@ -97,21 +99,42 @@ impl Op for All<'_> {
                 isa.dot_super::<false>(&codes, &scales, a)
             });
             mins.push(isa.dot_mins(&scales, a));
-            units.push(isa.dot_units(&full, a));
-            let mut sum = isa.splat_i32(a.starts[r]);
-            let mut full_sum = isa.start_full(a.starts32[r % 8]);
+            units.push(isa.dot_units(&full, grouped));
+            let factors = isa.mul_factors(isa.factors(bytemuck::cast_ref(sixteen(r))), a.steps[r]);
+            let by = isa.splat_byte(I::FULL_OFFSET.wrapping_sub(GROUPED_OFFSET));
+            let mut wide = isa.splat_i32(a.start(8 * (r % 8), 8));
+            let mut full_sum = isa.full_start(grouped.start(8 * (r % 8), 8));
             for k in r % 8 * 8..(r % 8 + 1) * 8 {
-                sum = isa.dot4(sum, isa.bytes(&low[k % LANES]), quad[k]);
-                full_sum = isa.dot4_full(full_sum, q[k % LANES], quad[k]);
+                wide = isa.dot_wide(wide, isa.bytes(&low[k % LANES]), quad[k]);
+                full_sum = isa.dot_full(full_sum, isa.add(q[k % LANES], by), quad[k]);
             }
-            ints.push(exact(isa, sum));
+            ints.push(exact(isa, wide));
+            ints.push(exact(isa, isa.wide_end(isa.splat_i32(r as i32), wide, factors)));
             ints.push(exact(isa, full_sum));
+            // As many words as codes of that size allow: 4 of -32..=31, 8 of -16..=15, 8 of 0..=15 from zero.
+            for (words, largest) in [(4, 32), (8, 16)] {
+                let first = words * (r * 3 % (64 / words));
+                let mut sums = [isa.dot_start(a, first, words), isa.dot_zero()];
+                for k in first..first + words {
+                    let signed = low[k % LANES].map(|x| SUPER_OFFSET - largest + x % (2 * largest));
+                    let unsigned = low[k % LANES].map(|x| x % 16);
+                    sums[0] = isa.dot(sums[0], isa.bytes(&signed), quad[k]);
+                    sums[1] = isa.dot(sums[1], isa.bytes(&unsigned), quad[k]);
+                }
+                for sum in sums {
+                    ints.push(exact(isa, isa.dot_sum(sum)));
+                    ints.push(exact(isa, isa.dot_end(isa.splat_i32(r as i32), sum, factors)));
+                    ints.push(exact(
+                        isa,
+                        isa.dot_end(isa.splat_i32(r as i32), sum, isa.abs_factors(factors)),
+                    ));
+                }
+            }
             let lanes = isa.load_i32(&bytemuck::cast(bytes[r]));
             ints.push(exact(isa, lanes));
             ints.push(exact(isa, isa.dot2(isa.splat_i32(r as i32), lanes, quad[r])));
-            ints.push(exact(isa, isa.abs_i32(lanes)));
-            ints.push(exact(isa, isa.mul_i32(lanes, isa.splat_i32(quad[r]))));
-            ints.push(exact(isa, isa.mul_add_i32(lanes, lanes, isa.splat_i32(quad[r]))));
+            ints.push(exact(isa, isa.dot2(isa.splat_i32(r as i32), factors, quad[r] & 0xffff)));
+            ints.push(exact(isa, isa.add_i32(lanes, isa.splat_i32(quad[r]))));
             ints.push(exact(isa, isa.widen_i32(bytemuck::cast_ref(sixteen(r)))));
             ints.push(exact(isa, isa.widen_pairs(bytemuck::cast_ref(halves(r).1))));
         }
@@ -120,7 +143,7 @@ impl Op for All<'_> {
         let units: [I::U; LANES] = units.try_into().ok().unwrap();
         ints.push(exact(isa, isa.sum_rows(&supers)));
         ints.push(exact(isa, isa.sum_rows(&mins)));
-        ints.extend(isa.sum_units(&units, a).map(|v| exact(isa, v)));
+        ints.extend(isa.sum_units(&units, grouped).map(|v| exact(isa, v)));
 
         let mut floats = Vec::new();
         let mut keep = |x: I::F| {
@@ -152,20 +175,15 @@ impl Op for All<'_> {
     }
 }
 
-fn activations(codes: &[u8]) -> ActChunk {
+fn activations(codes: &[u8], offset: u8) -> ActChunk {
     let mut a = ActChunk::default();
     for (i, code) in a.codes.iter_mut().enumerate() {
         *code = (codes[i] as i8).max(-127);
     }
     for s in 0..CHUNK / SUB {
         a.steps[s] = i16::from(codes[s] % 8) + 1;
-        let sum: i16 = a.codes[s * SUB..][..SUB].iter().map(|&c| i16::from(c)).sum();
-        a.sums[s] = sum * a.steps[s];
-        a.starts[s] = -i32::from(GROUPED_OFFSET) * i32::from(sum);
     }
-    for g in 0..CHUNK / GROUP {
-        a.starts32[g] = a.starts[2 * g] + a.starts[2 * g + 1];
-    }
+    a.add_up(offset);
     a
 }
 
@@ -177,11 +195,11 @@ proptest! {
         codes in prop::collection::vec(prop_oneof![any::<u8>(), Just(127), Just(129)], CHUNK),
     ) {
         let bytes: [[u8; 64]; LANES] = std::array::from_fn(|r| bytes[64 * r..][..64].try_into().unwrap());
-        let a = activations(&codes);
+        let (a, grouped) = (activations(&codes, SUPER_OFFSET), activations(&codes, GROUPED_OFFSET));
         let mut expected = None;
         for level in levels() {
-            let found = dispatch_at(level, All { bytes: &bytes, a: &a }).expect("an available level");
-            let expected = expected.get_or_insert_with(|| All { bytes: &bytes, a: &a }.run(kizami_kernels::isa::scalar::Scalar));
+            let found = dispatch_at(level, All { bytes: &bytes, a: &a, grouped: &grouped }).expect("an available level");
+            let expected = expected.get_or_insert_with(|| All { bytes: &bytes, a: &a, grouped: &grouped }.run(kizami_kernels::isa::scalar::Scalar));
             for (i, (found, expected)) in found.bytes.iter().zip(&expected.bytes).enumerate() {
                 prop_assert_eq!(found, expected, "{:?}, bytes {}", level, i);
             }

@@ -6,15 +6,15 @@
 //! given. AVX-VNNI instructions stand behind `if VNNI`.
 
 use super::{Isa, LANES};
-use crate::chunk::{ActChunk, CHUNK, GROUP, SUPER_OFFSET};
+use crate::chunk::{ActChunk, CHUNK, GROUP, GROUPED_OFFSET, SUPER_OFFSET};
 use crate::dispatch::Op;
 use std::arch::x86_64::*;
 
 pub(super) mod lanes;
 
 use lanes::{
-    full_pairs, halves, load_unit, load8, nibbles16, pair64, shift_left, shift_right, sum_each, sum_f32,
-    sum8_f32, transpose8, twice, widen,
+    full_pairs, halves, in_order, load_unit, load8, nibbles16, pair64, shift_left, shift_right, signed_pairs,
+    sum_each, sum_f32, sum8_f32, transpose8, twice, widen,
 };
 
 /// Proof that AVX2, FMA and F16C exist, and AVX-VNNI where `VNNI` says so. Made by `dispatch.rs` only.
@@ -67,10 +67,15 @@ pub(crate) fn enter_vnni<O: Op>(isa: Avx2<true>, op: O) -> O::Out {
 impl<const VNNI: bool> Isa for Avx2<VNNI> {
     type F = (__m256, __m256);
     type V = (__m256i, __m256i);
+    type D = (__m256i, __m256i);
     type Q = (__m256i, __m256i);
     type S = __m256i;
     type U = [__m256i; 8];
     const WIDE: bool = false;
+    const TILE: usize = 4;
+    const NARROW: bool = !VNNI;
+    const SMALL_OFFSET: u8 = if VNNI { GROUPED_OFFSET } else { SUPER_OFFSET };
+    const FULL_OFFSET: u8 = if VNNI { GROUPED_OFFSET } else { 0 };
     const BYTE_PERMUTE: bool = false;
 
     // Not inlined, or LLVM would make one function of all of them; on a function with target features of its own
@@ -252,64 +257,151 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    fn abs_i32(self, x: Self::V) -> Self::V {
+    fn add_i32(self, a: Self::V, b: Self::V) -> Self::V {
         // SAFETY: see the head of the file.
-        unsafe { (_mm256_abs_epi32(x.0), _mm256_abs_epi32(x.1)) }
-    }
-
-    #[inline(always)]
-    fn mul_i32(self, a: Self::V, b: Self::V) -> Self::V {
-        // SAFETY: see the head of the file.
-        unsafe { (_mm256_mullo_epi32(a.0, b.0), _mm256_mullo_epi32(a.1, b.1)) }
-    }
-
-    #[inline(always)]
-    fn mul_add_i32(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
-        let x = self.mul_i32(a, b);
-        // SAFETY: see the head of the file.
-        unsafe { (_mm256_add_epi32(acc.0, x.0), _mm256_add_epi32(acc.1, x.1)) }
-    }
-
-    #[inline(always)]
-    fn dot4(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
-        // SAFETY: see the head of the file.
-        unsafe {
-            let (a, ones) = (_mm256_set1_epi32(a), _mm256_set1_epi16(1));
-            if VNNI {
-                return (_mm256_dpbusd_avx_epi32(acc.0, w.0, a), _mm256_dpbusd_avx_epi32(acc.1, w.1, a));
-            }
-            // Pairs of products stay within 2 * 127 * 127 < 2^15.
-            let (low, high) = w;
-            let low = _mm256_madd_epi16(_mm256_maddubs_epi16(low, a), ones);
-            let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, a), ones);
-            (_mm256_add_epi32(acc.0, low), _mm256_add_epi32(acc.1, high))
-        }
-    }
-
-    #[inline(always)]
-    fn start_full(self, start: i32) -> Self::V {
-        self.splat_i32(if VNNI { start } else { 0 })
-    }
-
-    #[inline(always)]
-    fn dot4_full(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
-        if VNNI {
-            return self.dot4(acc, w, a);
-        }
-        // SAFETY: see the head of the file.
-        unsafe {
-            let (a, ones) = (_mm256_set1_epi32(a), _mm256_set1_epi16(1));
-            let (low, high) = w;
-            let low = _mm256_madd_epi16(full_pairs(low, a), ones);
-            let high = _mm256_madd_epi16(full_pairs(high, a), ones);
-            (_mm256_add_epi32(acc.0, low), _mm256_add_epi32(acc.1, high))
-        }
+        unsafe { (_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1)) }
     }
 
     #[inline(always)]
     fn dot2(self, acc: Self::V, w: Self::V, a: i32) -> Self::V {
         let (pair, _) = self.splat_i32(a);
         (self.dot_pairs(acc.0, w.0, pair), self.dot_pairs(acc.1, w.1, pair))
+    }
+
+    #[inline(always)]
+    fn dot_zero(self) -> Self::D {
+        self.splat_i32(0)
+    }
+
+    #[inline(always)]
+    fn dot_start(self, a: &ActChunk, first: usize, words: usize) -> Self::D {
+        self.splat_i32(if VNNI { a.start(first, words) } else { a.pair_start(first, words) })
+    }
+
+    #[inline(always)]
+    fn dot(self, acc: Self::D, w: Self::Q, a: i32) -> Self::D {
+        if VNNI {
+            return self.dot_wide(acc, w, a);
+        }
+        let (a, _) = self.splat_i32(a);
+        // SAFETY: see the head of the file.
+        unsafe {
+            // A pair of products stays within 2 * 127 * 127 < 2^15. Sums of pairs may wrap, and come back.
+            let (low, high) = (_mm256_maddubs_epi16(w.0, a), _mm256_maddubs_epi16(w.1, a));
+            (in_order(_mm256_add_epi16(acc.0, low)), in_order(_mm256_add_epi16(acc.1, high)))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_sum(self, acc: Self::D) -> Self::V {
+        if VNNI {
+            return acc;
+        }
+        // SAFETY: see the head of the file.
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            (_mm256_madd_epi16(acc.0, ones), _mm256_madd_epi16(acc.1, ones))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_end(self, total: Self::V, acc: Self::D, factor: Self::V) -> Self::V {
+        if VNNI {
+            return self.wide_end(total, acc, factor);
+        }
+        // SAFETY: see the head of the file.
+        unsafe {
+            let (low, high) = (_mm256_madd_epi16(acc.0, factor.0), _mm256_madd_epi16(acc.1, factor.1));
+            (_mm256_add_epi32(total.0, low), _mm256_add_epi32(total.1, high))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_wide(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
+        let (a, _) = self.splat_i32(a);
+        // SAFETY: see the head of the file.
+        unsafe {
+            if VNNI {
+                return (_mm256_dpbusd_avx_epi32(acc.0, w.0, a), _mm256_dpbusd_avx_epi32(acc.1, w.1, a));
+            }
+            let ones = _mm256_set1_epi16(1);
+            let low = _mm256_madd_epi16(_mm256_maddubs_epi16(w.0, a), ones);
+            let high = _mm256_madd_epi16(_mm256_maddubs_epi16(w.1, a), ones);
+            (_mm256_add_epi32(acc.0, low), _mm256_add_epi32(acc.1, high))
+        }
+    }
+
+    #[inline(always)]
+    fn wide_end(self, total: Self::V, acc: Self::V, factor: Self::V) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let mut whole = factor;
+            if !VNNI {
+                // Both halves of a lane are the number; one of them, with its sign, is what is multiplied.
+                whole = (_mm256_srai_epi32::<16>(factor.0), _mm256_srai_epi32::<16>(factor.1));
+            }
+            let low = _mm256_mullo_epi32(acc.0, whole.0);
+            let high = _mm256_mullo_epi32(acc.1, whole.1);
+            (_mm256_add_epi32(total.0, low), _mm256_add_epi32(total.1, high))
+        }
+    }
+
+    #[inline(always)]
+    fn factors(self, x: &[i8; LANES]) -> Self::V {
+        if VNNI {
+            return self.widen_i32(x);
+        }
+        // SAFETY: see the head of the file.
+        unsafe {
+            // Each number twice, for both pairs of a row.
+            let x = _mm256_cvtepi8_epi16(_mm_loadu_si128(x.as_ptr().cast()));
+            let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(x);
+            (_mm256_unpacklo_epi16(x, x), _mm256_unpackhi_epi16(x, x))
+        }
+    }
+
+    #[inline(always)]
+    fn mul_factors(self, x: Self::V, by: i16) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe {
+            if VNNI {
+                let by = _mm256_set1_epi32(i32::from(by));
+                return (_mm256_mullo_epi32(x.0, by), _mm256_mullo_epi32(x.1, by));
+            }
+            let by = _mm256_set1_epi16(by);
+            (_mm256_mullo_epi16(x.0, by), _mm256_mullo_epi16(x.1, by))
+        }
+    }
+
+    #[inline(always)]
+    fn abs_factors(self, x: Self::V) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe {
+            if VNNI {
+                return (_mm256_abs_epi32(x.0), _mm256_abs_epi32(x.1));
+            }
+            (_mm256_abs_epi16(x.0), _mm256_abs_epi16(x.1))
+        }
+    }
+
+    #[inline(always)]
+    fn full_start(self, start: i32) -> Self::V {
+        self.splat_i32(if VNNI { start } else { 0 })
+    }
+
+    #[inline(always)]
+    fn dot_full(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
+        if VNNI {
+            return self.dot_wide(acc, w, a);
+        }
+        let (a, _) = self.splat_i32(a);
+        // SAFETY: see the head of the file.
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let low = _mm256_madd_epi16(signed_pairs(w.0, a), ones);
+            let high = _mm256_madd_epi16(signed_pairs(w.1, a), ones);
+            (in_order(_mm256_add_epi32(acc.0, low)), in_order(_mm256_add_epi32(acc.1, high)))
+        }
     }
 
     #[inline(always)]
@@ -423,7 +515,7 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
             let mut out = [self.splat_i32(0); 8];
             for g in 0..8 {
                 // What the codes were shifted up by; without VNNI they met the activations as they are.
-                let (start, _) = self.start_full(a.starts32[g]);
+                let (start, _) = self.full_start(a.starts32[g]);
                 out[g] = (_mm256_add_epi32(low[g], start), _mm256_add_epi32(high[g], start));
             }
             out

@@ -63,10 +63,13 @@ pub(crate) fn enter_vbmi<O: Op>(isa: Avx512<true>, op: O) -> O::Out {
 impl<const VBMI: bool> Isa for Avx512<VBMI> {
     type F = __m512;
     type V = __m512i;
+    type D = __m512i;
     type Q = __m512i;
     type S = __m512i;
     type U = [__m512i; 4];
     const WIDE: bool = true;
+    const TILE: usize = 8;
+    const NARROW: bool = false;
     const BYTE_PERMUTE: bool = VBMI;
 
     // Not inlined, or LLVM would make one function of all of them; on a function with target features of its own
@@ -236,43 +239,79 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
     }
 
     #[inline(always)]
-    fn abs_i32(self, x: Self::V) -> Self::V {
+    fn add_i32(self, a: Self::V, b: Self::V) -> Self::V {
         // SAFETY: see the head of the file.
-        unsafe { _mm512_abs_epi32(x) }
-    }
-
-    #[inline(always)]
-    fn mul_i32(self, a: Self::V, b: Self::V) -> Self::V {
-        // SAFETY: see the head of the file.
-        unsafe { _mm512_mullo_epi32(a, b) }
-    }
-
-    #[inline(always)]
-    fn mul_add_i32(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
-        // SAFETY: see the head of the file.
-        unsafe { _mm512_add_epi32(acc, _mm512_mullo_epi32(a, b)) }
-    }
-
-    #[inline(always)]
-    fn dot4(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
-        // SAFETY: see the head of the file.
-        unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(a)) }
-    }
-
-    #[inline(always)]
-    fn start_full(self, start: i32) -> Self::V {
-        self.splat_i32(start)
-    }
-
-    #[inline(always)]
-    fn dot4_full(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
-        self.dot4(acc, w, a)
+        unsafe { _mm512_add_epi32(a, b) }
     }
 
     #[inline(always)]
     fn dot2(self, acc: Self::V, w: Self::V, a: i32) -> Self::V {
         // SAFETY: see the head of the file.
         unsafe { _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(a)) }
+    }
+
+    #[inline(always)]
+    fn dot_zero(self) -> Self::D {
+        self.splat_i32(0)
+    }
+
+    #[inline(always)]
+    fn dot_start(self, a: &ActChunk, first: usize, words: usize) -> Self::D {
+        self.splat_i32(a.start(first, words))
+    }
+
+    #[inline(always)]
+    fn dot(self, acc: Self::D, w: Self::Q, a: i32) -> Self::D {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(a)) }
+    }
+
+    #[inline(always)]
+    fn dot_sum(self, acc: Self::D) -> Self::V {
+        acc
+    }
+
+    #[inline(always)]
+    fn dot_end(self, total: Self::V, acc: Self::D, factor: Self::V) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_add_epi32(total, _mm512_mullo_epi32(acc, factor)) }
+    }
+
+    #[inline(always)]
+    fn dot_wide(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
+        self.dot(acc, w, a)
+    }
+
+    #[inline(always)]
+    fn wide_end(self, total: Self::V, acc: Self::V, factor: Self::V) -> Self::V {
+        self.dot_end(total, acc, factor)
+    }
+
+    #[inline(always)]
+    fn factors(self, x: &[i8; LANES]) -> Self::V {
+        self.widen_i32(x)
+    }
+
+    #[inline(always)]
+    fn mul_factors(self, x: Self::V, by: i16) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_mullo_epi32(x, _mm512_set1_epi32(i32::from(by))) }
+    }
+
+    #[inline(always)]
+    fn abs_factors(self, x: Self::V) -> Self::V {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_abs_epi32(x) }
+    }
+
+    #[inline(always)]
+    fn full_start(self, start: i32) -> Self::V {
+        self.splat_i32(start)
+    }
+
+    #[inline(always)]
+    fn dot_full(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
+        self.dot(acc, w, a)
     }
 
     #[inline(always)]

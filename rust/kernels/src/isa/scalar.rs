@@ -23,10 +23,13 @@ fn dot_range(codes: &[[u8; 64]; 4], offset: u8, a: &ActChunk, start: usize, len:
 impl Isa for Scalar {
     type F = [f32; LANES];
     type V = [i32; LANES];
+    type D = [i32; LANES];
     type Q = [u8; 64];
     type S = i32;
     type U = [i32; 8];
     const WIDE: bool = false;
+    const TILE: usize = 4;
+    const NARROW: bool = false;
     const BYTE_PERMUTE: bool = false;
 
     #[inline(never)]
@@ -140,36 +143,8 @@ impl Isa for Scalar {
     }
 
     #[inline(never)]
-    fn abs_i32(self, x: Self::V) -> Self::V {
-        x.map(i32::wrapping_abs)
-    }
-
-    #[inline(never)]
-    fn mul_i32(self, a: Self::V, b: Self::V) -> Self::V {
-        std::array::from_fn(|r| a[r].wrapping_mul(b[r]))
-    }
-
-    #[inline(never)]
-    fn mul_add_i32(self, acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
-        std::array::from_fn(|r| acc[r].wrapping_add(a[r].wrapping_mul(b[r])))
-    }
-
-    #[inline(never)]
-    fn dot4(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
-        let a = a.to_le_bytes();
-        std::array::from_fn(|r| {
-            (0..4).fold(acc[r], |s, i| s + i32::from(w[4 * r + i]) * i32::from(a[i] as i8))
-        })
-    }
-
-    #[inline(always)]
-    fn start_full(self, start: i32) -> Self::V {
-        [start; LANES]
-    }
-
-    #[inline(never)]
-    fn dot4_full(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
-        self.dot4(acc, w, a)
+    fn add_i32(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|r| a[r].wrapping_add(b[r]))
     }
 
     #[inline(never)]
@@ -179,6 +154,69 @@ impl Isa for Scalar {
             let (w_low, w_high) = (i32::from(w[r] as i16), w[r] >> 16);
             acc[r].wrapping_add((w_low * low).wrapping_add(w_high * high))
         })
+    }
+
+    #[inline(always)]
+    fn dot_zero(self) -> Self::D {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn dot_start(self, a: &ActChunk, first: usize, words: usize) -> Self::D {
+        [a.start(first, words); LANES]
+    }
+
+    #[inline(never)]
+    fn dot(self, acc: Self::D, w: Self::Q, a: i32) -> Self::D {
+        let a = a.to_le_bytes();
+        std::array::from_fn(|r| {
+            (0..4).fold(acc[r], |s, i| s + i32::from(w[4 * r + i]) * i32::from(a[i] as i8))
+        })
+    }
+
+    #[inline(always)]
+    fn dot_sum(self, acc: Self::D) -> Self::V {
+        acc
+    }
+
+    #[inline(never)]
+    fn dot_end(self, total: Self::V, acc: Self::D, factor: Self::V) -> Self::V {
+        std::array::from_fn(|r| total[r].wrapping_add(acc[r].wrapping_mul(factor[r])))
+    }
+
+    #[inline(always)]
+    fn dot_wide(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
+        self.dot(acc, w, a)
+    }
+
+    #[inline(always)]
+    fn wide_end(self, total: Self::V, acc: Self::V, factor: Self::V) -> Self::V {
+        self.dot_end(total, acc, factor)
+    }
+
+    #[inline(never)]
+    fn factors(self, x: &[i8; LANES]) -> Self::V {
+        x.map(i32::from)
+    }
+
+    #[inline(never)]
+    fn mul_factors(self, x: Self::V, by: i16) -> Self::V {
+        x.map(|x| x * i32::from(by))
+    }
+
+    #[inline(never)]
+    fn abs_factors(self, x: Self::V) -> Self::V {
+        x.map(i32::abs)
+    }
+
+    #[inline(always)]
+    fn full_start(self, start: i32) -> Self::V {
+        [start; LANES]
+    }
+
+    #[inline(never)]
+    fn dot_full(self, acc: Self::V, w: Self::Q, a: i32) -> Self::V {
+        self.dot(acc, w, a)
     }
 
     #[inline(never)]

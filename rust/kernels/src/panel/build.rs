@@ -6,7 +6,7 @@ use crate::dispatch::Op;
 use crate::format::{Family, Format};
 use crate::isa::{Isa, LANES};
 use crate::matrix::Matrix;
-use crate::repack::{Layout, Record};
+use crate::repack::{Layout, Record, moved};
 use bytemuck::Zeroable;
 use std::marker::PhantomData;
 
@@ -66,6 +66,12 @@ impl<F: Format> Op for Build<'_, F> {
         for (q, words) in panel.codes.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
             isa.transpose_words(&buffer.codes[q], words);
         }
+        let by = const { moved::<I, F>() };
+        if by != 0 {
+            for word in &mut panel.codes {
+                isa.put(isa.add(isa.bytes(word), isa.splat_byte(by)), word);
+            }
+        }
         let mut words = [[0; 64]; LANES];
         isa.transpose_words(&buffer.scales, &mut words);
         if F::FAMILY == Family::Grouped {
@@ -82,9 +88,8 @@ impl<F: Format> Op for Build<'_, F> {
         for s in 0..CHUNK / F::SUB {
             // A word holds the scales of two neighbouring sixteens; where they are one, either will do.
             let pairs: [i32; LANES] = bytemuck::cast(words[s * F::SUB / GROUP]);
-            let scales =
-                pairs.map(|pair| if s * F::SUB % GROUP == 0 { pair << 16 >> 16 } else { pair >> 16 });
-            by_steps(isa, isa.load_i32(&scales), &mut panel.scales[s]);
+            let scales = pairs.map(|pair| (pair >> (s * F::SUB % GROUP)) as i8);
+            by_steps(isa, isa.factors(&scales), &mut panel.scales[s]);
         }
         isa.store(isa.mul(isa.load_half(&d), isa.splat(F::D_FACTOR)), &mut panel.d);
         if F::HAS_MIN {
@@ -98,9 +103,9 @@ impl<F: Format> Op for Build<'_, F> {
 
 /// Integer scales times every step.
 #[inline(always)]
-fn by_steps<I: Isa>(isa: I, scales: I::V, out: &mut [[i32; LANES]; MAX_STEP as usize]) {
+fn by_steps<I: Isa>(isa: I, factors: I::V, out: &mut [[i32; LANES]; MAX_STEP as usize]) {
     for (step, out) in out.iter_mut().enumerate() {
-        isa.store_i32(isa.mul_i32(scales, isa.splat_i32(step as i32 + 1)), out);
+        isa.store_i32(isa.mul_factors(factors, step as i16 + 1), out);
     }
 }
 
@@ -135,11 +140,11 @@ impl<F: Format> Op for Unpack<'_, F> {
             return;
         }
         for s in 0..CHUNK / F::SUB {
-            let mut scales = record.scales(isa, s);
+            let mut factors = isa.factors(record.scales(s));
             if F::SHIFTED {
-                scales = isa.abs_i32(scales);
+                factors = isa.abs_factors(factors);
             }
-            by_steps(isa, scales, &mut panel.scales[s]);
+            by_steps(isa, factors, &mut panel.scales[s]);
         }
         isa.store(isa.mul(record.floats(isa, 0), isa.splat(F::D_FACTOR)), &mut panel.d);
         if F::HAS_MIN {

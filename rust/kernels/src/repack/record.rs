@@ -1,6 +1,6 @@
 //! Reading records: sixteen rows at once as products take them, or one as its format's decoder returns it.
 
-use super::{GROUPS, Layout, PLANES};
+use super::{GROUPS, Layout, PLANES, moved};
 use crate::chunk::{CHUNK, GROUP, SUB, Weights};
 use crate::convert::{bf16_to_f32, f16_to_f32};
 use crate::format::{Family, Format, Levels, Scale};
@@ -28,7 +28,7 @@ impl<'a, F: Format> Record<'a, F> {
         bytemuck::from_bytes(&self.bytes[at..at + size_of::<T>()])
     }
 
-    /// Code bytes of group `g`, eight fours; those of [`Levels::Shifted`] without the shift.
+    /// Code bytes of group `g` as products take them, eight fours; those of [`Levels::Shifted`] without the shift.
     #[inline(always)]
     pub(crate) fn codes<I: Isa>(&self, isa: I, g: usize) -> [I::Q; 8] {
         let group = self.bytes[64 * F::BITS * g..][..64 * F::BITS].as_chunks::<64>().0;
@@ -107,7 +107,7 @@ impl<'a, F: Format> Record<'a, F> {
             }
         }
         for k in 0..8 {
-            match F::LEVELS {
+            match const { moved_levels::<I, F>() } {
                 Levels::From(0) => {}
                 Levels::From(first) => out[k] = isa.add(out[k], isa.splat_byte(first)),
                 Levels::Table(table) | Levels::Shifted(table) => out[k] = isa.lookup16(&table, out[k]),
@@ -118,8 +118,8 @@ impl<'a, F: Format> Record<'a, F> {
 
     /// Integer scales of sub-block `s`, with the sign of the shift if there is one.
     #[inline(always)]
-    pub(crate) fn scales<I: Isa>(&self, isa: I, s: usize) -> I::V {
-        isa.widen_i32(self.part(F::SCALES_AT + LANES * s))
+    pub(crate) fn scales(&self, s: usize) -> &'a [i8; LANES] {
+        self.part(F::SCALES_AT + LANES * s)
     }
 
     /// Minimums of sub-blocks `2 p` and `2 p + 1`, as pairs. `Super` with `HAS_MIN` only.
@@ -153,7 +153,7 @@ impl<'a, F: Format> Record<'a, F> {
         match F::SCALE {
             Scale::Half => self.floats(isa, s),
             Scale::Brain => isa.load_brain(&halves(self.part(F::FLOATS_AT + 2 * LANES * s))),
-            Scale::Integer => isa.mul(self.floats(isa, 0), isa.to_float(self.scales(isa, s))),
+            Scale::Integer => isa.mul(self.floats(isa, 0), isa.to_float(isa.widen_i32(self.scales(s)))),
         }
     }
 
@@ -231,6 +231,25 @@ impl<'a, F: Format> Record<'a, F> {
         }
         out
     }
+}
+
+/// The levels of a format under the offset of an instruction set.
+const fn moved_levels<I: Isa, F: Format>() -> Levels {
+    let by = moved::<I, F>();
+    match F::LEVELS {
+        Levels::From(first) => Levels::From(first.wrapping_add(by)),
+        Levels::Table(table) => Levels::Table(moved_table(table, by)),
+        Levels::Shifted(table) => Levels::Shifted(moved_table(table, by)),
+    }
+}
+
+const fn moved_table(mut table: [u8; 16], by: u8) -> [u8; 16] {
+    let mut i = 0;
+    while i < table.len() {
+        table[i] = table[i].wrapping_add(by);
+        i += 1;
+    }
+    table
 }
 
 /// What a record has of one row.

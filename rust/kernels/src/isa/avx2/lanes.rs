@@ -6,18 +6,37 @@ use crate::chunk::{ActChunk, GROUP};
 use crate::isa::LANES;
 use std::arch::x86_64::*;
 
-/// Pair sums of 32 products as sixteen i16, for weights shifted up by 128. They cannot saturate:
-/// activations stay within +-127, so a pair is at most 2 * 128 * 127 = 32512.
+/// Pair sums of 32 products as sixteen i16. They cannot saturate: activations stay within +-127, so a pair is at most
+/// 2 * 128 * 127 = 32512.
+/// # Safety
+/// The CPU must have AVX2: the caller holds the level's token.
+#[inline(always)]
+pub(super) unsafe fn signed_pairs(w: __m256i, a: __m256i) -> __m256i {
+    // SAFETY: register operations only; AVX2 by the caller's token.
+    unsafe {
+        // The multiplier wants one unsigned operand: move the weight's sign to the activation.
+        _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
+    }
+}
+
+/// [`signed_pairs`] for weights shifted up by 128.
 /// # Safety
 /// The CPU must have AVX2: the caller holds the level's token.
 #[inline(always)]
 pub(super) unsafe fn full_pairs(w: __m256i, a: __m256i) -> __m256i {
     // SAFETY: register operations only; AVX2 by the caller's token.
-    unsafe {
-        // The multiplier wants one unsigned operand: move the weight's sign to the activation.
-        let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-        _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w))
-    }
+    unsafe { signed_pairs(_mm256_xor_si256(w, _mm256_set1_epi8(-128)), a) }
+}
+
+/// `x`, by way of no instruction: the sums of a tile are added up in the order in which they are written. The compiler
+/// prefers column after column, and keeps all codes of a tile on the stack for it.
+// Not `inline(always)`, which may not stand beside a target feature: inlined like the intrinsics, which are the same.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn in_order(mut x: __m256i) -> __m256i {
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) x, options(pure, nomem, nostack, preserves_flags)) };
+    x
 }
 
 /// The 32 activation codes of unit `unit`.
