@@ -217,7 +217,8 @@ fn half_of_groups<I: Isa>(isa: I, codes: &[I::Q; 4], half: usize) -> [I::Q; 4] {
     out
 }
 
-/// As [`Gemv`] for repacked rows: one stream of records, which the CPU prefetches better than instructions do.
+/// As [`Gemv`] for repacked rows: one stream of records, which some CPUs prefetch better than instructions do and others
+/// not at all well ([`Isa::PREFETCH`]).
 pub(crate) struct Stream<'a, F>(pub(crate) Gemv<'a, F>);
 
 impl<F: Format> Op for Stream<'_, F> {
@@ -256,6 +257,7 @@ fn grouped<I: Isa, F: Format, const LEN: usize>(
 ) -> I::F {
     let quads: &[i32; CHUNK / 4] = bytemuck::cast_ref(&a.codes);
     for g in 0..CHUNK / GROUP {
+        record.prefetch_ahead(isa, g);
         let codes = record.codes(isa, g);
         for half in 0..GROUP / LEN {
             let s = g * GROUP / LEN + half;
@@ -298,6 +300,7 @@ fn supers<I: Isa, F: Format, const LEN: usize>(
     let quads: &[i32; CHUNK / 4] = bytemuck::cast_ref(&a.codes);
     let (mut total, mut min) = (isa.splat_i32(0), isa.splat_i32(0));
     for g in 0..CHUNK / GROUP {
+        record.prefetch_ahead(isa, g);
         let codes = record.codes(isa, g);
         for half in 0..GROUP / LEN {
             let s = g * GROUP / LEN + half;

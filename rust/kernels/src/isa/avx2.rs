@@ -74,6 +74,7 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     const WIDE: bool = false;
     const TILE: usize = 4;
     const NARROW: bool = !VNNI;
+    const PREFETCH: bool = !VNNI;
     const SMALL_OFFSET: u8 = if VNNI { GROUPED_OFFSET } else { SUPER_OFFSET };
     const FULL_OFFSET: u8 = if VNNI { GROUPED_OFFSET } else { 0 };
     const BYTE_PERMUTE: bool = false;

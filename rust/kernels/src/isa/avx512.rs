@@ -70,6 +70,7 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
     const WIDE: bool = true;
     const TILE: usize = 8;
     const NARROW: bool = false;
+    const PREFETCH: bool = false;
     const BYTE_PERMUTE: bool = VBMI;
 
     // Not inlined, or LLVM would make one function of all of them; on a function with target features of its own

@@ -30,6 +30,7 @@ impl Isa for Scalar {
     const WIDE: bool = false;
     const TILE: usize = 4;
     const NARROW: bool = false;
+    const PREFETCH: bool = false;
     const BYTE_PERMUTE: bool = false;
 
     #[inline(never)]

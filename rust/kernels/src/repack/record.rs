@@ -6,6 +6,7 @@ use crate::convert::{bf16_to_f32, f16_to_f32};
 use crate::format::{Family, Format, Levels, Scale};
 use crate::formats::halves;
 use crate::isa::{Isa, LANES};
+use crate::matrix::AHEAD;
 use bytemuck::Pod;
 use std::marker::PhantomData;
 
@@ -144,6 +145,17 @@ impl<'a, F: Format> Record<'a, F> {
     pub(crate) fn prefetch_next<I: Isa>(&self, isa: I) {
         for line in 0..F::SIZE / 64 {
             isa.prefetch(self.bytes, F::SIZE + 64 * line);
+        }
+    }
+
+    /// Asks for as many lines as group `g` takes of the record that one column meets some kilobytes later.
+    #[inline(always)]
+    pub(crate) fn prefetch_ahead<I: Isa>(&self, isa: I, g: usize) {
+        if I::PREFETCH {
+            let lines = F::SIZE / 64;
+            for line in lines * g / GROUPS..lines * (g + 1) / GROUPS {
+                isa.prefetch(self.bytes, F::SIZE * const { 1 + (AHEAD - 1) / F::SIZE } + 64 * line);
+            }
         }
     }
 
