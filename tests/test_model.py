@@ -13,7 +13,6 @@ from kizami import _core
 from kizami.demo import EMBEDDED
 from kizami.errors import FormatError, UsageError
 from kizami.layers import Segment
-from kizami.models.decoder import check_shapes
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny-deepseek.npz"
 
@@ -238,12 +237,3 @@ def test_a_foreign_cache_is_refused(source_model):
     with pytest.raises(UsageError, match="twice"):
         cache = source_model.new_cache()
         source_model.step([Segment([5], cache), Segment([6], cache)])
-
-
-def test_scales_beside_the_weights_are_refused():
-    matrix = _core.Tensor("F32", (2, 4), [np.zeros(32, np.uint8)])
-    scale = _core.Tensor("F32", (1,), [np.zeros(4, np.uint8)])
-    shapes = {"blk.0.ffn_up.weight": (2, 4)}
-    check_shapes({"blk.0.ffn_up.weight": matrix, "rope.scale": scale}, shapes, {}, "x.gguf")
-    with pytest.raises(FormatError, match=r"x\.gguf: tensor blk\.0\.ffn_up\.scale: found a scale"):
-        check_shapes({"blk.0.ffn_up.weight": matrix, "blk.0.ffn_up.scale": scale}, shapes, {}, "x.gguf")

@@ -121,6 +121,20 @@ def test_logits_agree_with_a_float64_forward(case, count, cache_type, allowed):
     assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) < allowed
 
 
+def test_a_scale_beside_a_matrix_counts_before_its_bias(case, tmp_path):
+    path, tensors = case
+    keys = [entry for entry in kizami.GGUF(path).typed_metadata if entry[0].startswith("tokenizer.")]
+    rng, scaled = np.random.default_rng(6), {}
+    for name, value in tensors.items():
+        scaled[name] = value
+        if value.ndim == 2:
+            scale = rng.uniform(0.5, 2, 1).astype(np.float32)
+            scaled |= {name: value / scale, name.replace(".weight", ".scale"): scale}
+    model = kizami.load(write(tmp_path / "scaled.gguf", scaled, keys), activations="f32", cache_type="f32")
+    expected = reference(tensors, sample_ids(40))
+    assert np.sqrt(np.mean((model.logits(sample_ids(40)) - expected) ** 2) / np.mean(expected**2)) < 1e-5
+
+
 @pytest.mark.parametrize("cache_type", _core.cache_types())
 def test_same_bits_on_every_isa_thread_count_and_batch(case, cache_type, restore_settings):
     model = kizami.load(case[0], cache_type=cache_type)

@@ -59,8 +59,8 @@ class Tensor:
             type_name: a name from `types()`, in any case.
             shape: rows before columns.
             buffers: contiguous bytes, one array for the whole tensor or one per matrix of the stack.
-            scales: for F8_E4M3 only, one float32 `[ceil(rows / 128), ceil(cols / 128)]` per matrix; each
-                multiplies a block of 128 x 128 weights.
+            scales: one array per matrix. For F8_E4M3 float32 `[ceil(rows / 128), ceil(cols / 128)]`, each of
+                which multiplies a block of 128 x 128 weights; for other types `[1, 1]`, the matrix's `scale`.
 
         Raises:
             UsageError: the type is unknown, or an array is not contiguous.
@@ -77,11 +77,15 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights, scales of F8_E4M3 included."""
+        """Bytes of the weights, scales that are kept apart included."""
 
     @property
     def bpw(self) -> float:
         """Bits per weight."""
+
+    @property
+    def scale(self) -> NDArray[np.float32] | None:
+        """What each matrix is multiplied with besides the format's own scales, float32 `[n]`: NVFP4's second level."""
 
     @property
     def repacked(self) -> bool:
@@ -102,7 +106,7 @@ class Tensor:
         """
 
     def bytes(self) -> NDArray[np.uint8]:
-        """A copy of the bytes as they stand in a GGUF file, uint8 `[nbytes]`.
+        """A copy of the bytes as they stand in a GGUF file, uint8; `scale` is not in them.
 
         Raises:
             UsageError: the format is F8_E4M3, which keeps its scales apart and has no such form, or the weights
@@ -110,7 +114,7 @@ class Tensor:
         """
 
     def dequantize(self) -> NDArray[np.float32]:
-        """The weights as float32 of the tensor's shape."""
+        """The weights as float32 of the tensor's shape, `scale` included."""
 
     def matmul(self, x: NDArray[np.float32], activations: str = "int8") -> NDArray[np.float32]:
         """`x @ W.T`: float32 `[n, cols]` in, float32 `[n, rows]` out.
@@ -203,11 +207,11 @@ class GgufFile:
     def nbytes(self) -> int:
         """Bytes of the file, or of all files of the set."""
 
-    def tensor(self, name: str) -> Tensor:
-        """A tensor on the mapping.
+    def tensor(self, name: str, scale: str | None = None) -> Tensor:
+        """A tensor on the mapping; the tensor named `scale` holds a scale for each of its matrices.
 
         Raises:
-            FormatError: there is none of that name, or its type cannot be computed with.
+            FormatError: there is none of that name, its type cannot be computed with, or the scale does not fit.
         """
 
 @final

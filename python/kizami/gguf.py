@@ -1,12 +1,14 @@
 """A GGUF file as a read-only mapping of tensor names to tensors.
 
-Knows: what a file that is no GGUF usually is, and how the container's records become Python values.
+Knows: what a file that is no GGUF usually is, how the container's records become Python values, and that a
+matrix may have its scale in a tensor of its own.
 Does not know: the container's layout (the Rust crate `kizami-gguf` parses and checks it), nor what the
 tensors mean (models/).
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -64,8 +66,16 @@ def read_head(path: Path, count: int = 64) -> bytes:
         raise InputOutputError(f"{path}: {error.strerror or error}") from None
 
 
+def scale_name(weight: str) -> str:
+    """Name of the tensor that holds the scale of a weight's matrices."""
+    return weight.removesuffix("weight") + "scale"
+
+
 class GGUF(Mapping[str, _core.Tensor]):
     """A GGUF file: `file["blk.0.attn_q_a.weight"]` is a `Tensor` that reads straight from the mapping.
+
+    A scale in a tensor of its own, as NVFP4 has it (`blk.0.ffn_up.scale`), is part of its weight and no key;
+    scales of inputs (`blk.0.ffn_up.input_scale`) are for arithmetic in FP4 and left out.
 
     Args:
         path: the file.
@@ -100,12 +110,12 @@ class GGUF(Mapping[str, _core.Tensor]):
             raise FormatError(f"{self.path}: {error}") from None
         self.typed_metadata: TypedMetadata = list(self._file.metadata)
         self.metadata: dict[str, object] = {key: value for key, _, value in self.typed_metadata}
-        self._names: dict[str, None] = dict.fromkeys(entry[0] for entry in self._file.tensors)
+        self._names, self._scales = _with_scales(self._file.tensors)
 
     def __getitem__(self, name: str) -> _core.Tensor:
         if name not in self._names:
             raise KeyError(name)
-        return self._file.tensor(name)
+        return self._file.tensor(name, self._scales.get(name))
 
     def __contains__(self, name: object) -> bool:
         return name in self._names
@@ -125,3 +135,24 @@ class GGUF(Mapping[str, _core.Tensor]):
     def __repr__(self) -> str:
         arch = self.metadata.get("general.architecture", self.metadata.get("general.type", "?"))
         return f"GGUF({str(self.path)!r}, {arch}, {len(self)} tensors)"
+
+
+def _with_scales(tensors: list[tuple[str, str, list[int], int]]) -> tuple[dict[str, None], dict[str, str]]:
+    """Which tensors stand for themselves, and which weights have a scale in a tensor of its own.
+
+    Beside NVFP4 every `.scale` is one, and must fit. llama.cpp takes it beside any type, and llama-quantize
+    leaves it beside the type it writes. But other architectures have other things of that name, so beside
+    other types what is no F32 for each matrix is a tensor like any other.
+    """
+    headers = {name: (kind, shape) for name, kind, shape, _ in tensors}
+    scales, left_out = dict[str, str](), set[str]()
+    for weight, (kind, shape) in headers.items():
+        if not weight.endswith(".weight") or len(shape) < 2:
+            continue
+        scale = scale_name(weight)
+        if scale in headers and (kind == "NVFP4" or headers[scale] == ("F32", [math.prod(shape[:-2])])):
+            scales[weight] = scale
+        if kind == "NVFP4":
+            left_out.add(weight.removesuffix("weight") + "input_scale")
+    left_out.update(scales.values())
+    return {name: None for name in headers if name not in left_out}, scales

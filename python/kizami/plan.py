@@ -15,7 +15,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from kizami import _core
 from kizami.errors import FormatError, InputOutputError, UsageError
+from kizami.gguf import scale_name
 from kizami.imatrix import Imatrix
 
 TYPES = {t["name"]: t for t in _core.types()}
@@ -56,12 +57,13 @@ FORMAT = "kizami-plan"
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of the output: its shape has rows before columns."""
+    """One tensor of the output: shape with rows before columns, bytes with the scales kept beside it."""
 
     name: str
     shape: tuple[int, ...]
     type: str
     bytes: int
+    scales: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,10 @@ class Plan:
             "tensor_bytes": self.tensor_bytes,
             "bpw": self.bpw,
             "predicted_kld": self.predicted_kld,
-            "tensors": [asdict(t) | {"shape": list(t.shape)} for t in self.tensors],
+            "tensors": [
+                {"name": t.name, "shape": list(t.shape), "type": t.type, "bytes": t.bytes}
+                for t in self.tensors
+            ],
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -163,6 +168,24 @@ def nbytes(type_name: str, shape: tuple[int, ...]) -> int | None:
     return math.prod(shape) // t["block"] * t["block_bytes"]
 
 
+def kept_scales(tensor: _core.Tensor, type_name: str) -> int:
+    """How many scales stay beside a tensor in that type: all if it is its own and the bytes stay, too.
+
+    Other types take them in.
+    """
+    return len(tensor.scale) if tensor.type == type_name and tensor.scale is not None else 0
+
+
+def file_layout(tensors: list[PlannedTensor]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, type and shape of every tensor in the file that a plan makes."""
+    entries = []
+    for t in tensors:
+        entries.append((t.name, t.type, t.shape))
+        if t.scales:
+            entries.append((scale_name(t.name), "F32", (t.scales,)))
+    return entries
+
+
 def parse_type(name: str) -> str:
     """The canonical name of a writable type.
 
@@ -200,7 +223,8 @@ def plan_from_types(source: Mapping[str, _core.Tensor], types: Mapping[str, str]
             raise FormatError(
                 f"{origin}: tensor {name}: rows of {shape[-1]} do not divide into blocks of {block}"
             )
-        tensors.append(PlannedTensor(name, shape, type_name, size))
+        scales = kept_scales(tensor, type_name)
+        tensors.append(PlannedTensor(name, shape, type_name, size + 4 * scales, scales))
     return Plan(tensors, file_bytes(source, tensors))
 
 
@@ -253,7 +277,7 @@ def output_metadata(
 def file_bytes(source: Any, tensors: list[PlannedTensor], imatrix: Imatrix | None = None) -> int:
     """Bytes of the file a plan makes, header and padding included."""
     metadata = output_metadata(source, {t.name: t.type for t in tensors}, imatrix)
-    return _core.GgufWriter.size(metadata, [(t.name, t.type, t.shape) for t in tensors])
+    return _core.GgufWriter.size(metadata, file_layout(tensors))
 
 
 def sensitivities(names: list[str]) -> list[float]:
@@ -267,8 +291,11 @@ def sensitivities(names: list[str]) -> list[float]:
 def relative_error(tensor: _core.Tensor, type_name: str, name: str, imatrix: Imatrix | None) -> float:
     """What a type does to a tensor: ``1 - rho**2`` plus the squared gain error, both imatrix-weighted.
 
-    The two are kept apart because codes that minimize a plain squared error shrink a layer's output.
+    The two are kept apart because codes that minimize a plain squared error shrink a layer's output. Nothing
+    where the type stays: the bytes are copied.
     """
+    if tensor.type == type_name:
+        return 0.0
     n_mat = tensor.shape[0] if len(tensor.shape) == 3 else 1
     weights = imatrix.weights(name, n_mat, tensor.shape[-1]) if imatrix else None
     if weights is not None and n_mat > 1 and imatrix is not None:
@@ -306,26 +333,39 @@ def make_plan(
     """
     if (bpw is None) == (size is None):
         raise UsageError("budget: expected exactly one of bpw and size")
-    names = list(source)
-    shapes = {name: tuple(source[name].shape) for name in names}
+    names, shapes = list(source), dict[str, tuple[int, ...]]()
+    scales: dict[tuple[str, str], int] = {}
+    for name in names:
+        tensor = source[name]
+        shapes[name], scales[name, tensor.type] = tuple(tensor.shape), kept_scales(tensor, tensor.type)
     open_names = [name for name in names if quantizable(name, shapes[name])]
     options = {name: [c for c in CANDIDATES if nbytes(c, shapes[name]) is not None] for name in open_names}
     fixed = {name: "F32" for name in names if name not in options}
 
+    def planned(name: str, type_name: str) -> PlannedTensor:
+        kept, size = scales.get((name, type_name), 0), nbytes(type_name, shapes[name]) or 0
+        return PlannedTensor(name, shapes[name], type_name, size + 4 * kept, kept)
+
     def tensors(types: Mapping[str, str]) -> list[PlannedTensor]:
-        return [PlannedTensor(n, shapes[n], types[n], nbytes(types[n], shapes[n]) or 0) for n in names]
+        return [planned(n, types[n]) for n in names]
 
     smallest = tensors(
         fixed | {n: min(options[n], key=lambda c: nbytes(c, shapes[n]) or 0) for n in open_names}
     )
     least = Plan(smallest, file_bytes(source, smallest, imatrix))
-    # A file's tensors are padded to the alignment; a budget in bits per weight counts them bare.
-    align = 1 if bpw is not None else int(source.metadata.get("general.alignment", 32))
+    align = int(source.metadata.get("general.alignment", 32))
 
-    def padded(name: str, type_name: str) -> int:
-        return -(-(nbytes(type_name, shapes[name]) or 0) // align) * align
+    def counted(t: PlannedTensor) -> int:
+        """Bytes of a budget: in bits per weight those of tensors, of a file padded to the alignment."""
+        if bpw is not None:
+            return t.bytes
+        parts = [t.bytes - 4 * t.scales]
+        if t.scales:
+            # Themselves, and their entry in the header: its name, and 32 bytes.
+            parts += [4 * t.scales, len(scale_name(t.name).encode()) + 32]
+        return sum(-(-part // align) * align for part in parts)
 
-    fixed_bytes = sum(padded(n, "F32") for n in fixed)
+    fixed_bytes = sum(counted(planned(n, "F32")) for n in fixed)
     if bpw is not None:
         if not math.isfinite(bpw) or bpw <= 0:
             raise UsageError(f"bpw: found {bpw}, expected a positive number")
@@ -337,7 +377,7 @@ def make_plan(
             )
     else:
         assert size is not None
-        header = least.file_bytes - sum(padded(t.name, t.type) for t in smallest)
+        header = least.file_bytes - sum(map(counted, smallest))
         budget = size - header - fixed_bytes
         if size < least.file_bytes:
             raise UsageError(
@@ -349,9 +389,9 @@ def make_plan(
         costs.append([weight * relative_error(source[name], c, name, imatrix) for c in options[name]])
         if progress:
             progress("plan", done + 1, len(open_names))
-    bytes_of = [[padded(n, c) for c in options[n]] for n in open_names]
+    bytes_of = [[counted(planned(n, c)) for c in options[n]] for n in open_names]
     chosen = _core.solve(bytes_of, costs, budget)
     types = fixed | {n: options[n][i] for n, i in zip(open_names, chosen, strict=True)}
-    planned = tensors(types)
+    best = tensors(types)
     predicted = sum(cost[i] for cost, i in zip(costs, chosen, strict=True))
-    return Plan(planned, file_bytes(source, planned, imatrix), predicted)
+    return Plan(best, file_bytes(source, best, imatrix), predicted)

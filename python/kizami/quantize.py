@@ -14,16 +14,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kizami import _core
 from kizami.calibrate import calibrate
 from kizami.checkpoint import open_source
 from kizami.engine import from_source
 from kizami.errors import FormatError, InputOutputError, UsageError
+from kizami.gguf import scale_name
 from kizami.imatrix import Imatrix
 from kizami.outputs import check_output
 from kizami.plan import (
     Plan,
     file_bytes,
+    file_layout,
     load_types,
     make_plan,
     output_metadata,
@@ -92,8 +96,8 @@ def write(
     if imatrix is not None and not any(t.name in imatrix.entries for t in plan.tensors):
         raise FormatError("imatrix: found no entry for any tensor of the model, expected one of this model")
     types = {t.name: t.type for t in plan.tensors}
-    layout = [(t.name, t.type, t.shape) for t in plan.tensors]
-    writer = _core.GgufWriter(os.fspath(out), output_metadata(source, types, imatrix), layout)
+    metadata = output_metadata(source, types, imatrix)
+    writer = _core.GgufWriter(os.fspath(out), metadata, file_layout(plan.tensors))
     try:
         for done, planned in enumerate(plan.tensors):
             tensor = source[planned.name]
@@ -108,6 +112,8 @@ def write(
                     f"{os.fspath(source.path)}: tensor {planned.name}: {error}", hint=error.hint
                 ) from None
             writer.write(planned.name, data)
+            if planned.scales and tensor.scale is not None:
+                writer.write(scale_name(planned.name), tensor.scale.view(np.uint8))
             if progress:
                 progress("encode", done + 1, len(plan.tensors))
         writer.finish()

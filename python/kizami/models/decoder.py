@@ -82,8 +82,10 @@ def check_shapes(tensors: Mapping[str, _core.Tensor], needed: Shapes, optional: 
         if found != shape:
             raise FormatError(f"{origin}: tensor {name}: found shape {list(found)}, expected {list(shape)}")
     for name in tensors:
-        if name.endswith(".scale") and name.removesuffix(".scale") + ".weight" in tensors:
+        # Those that fit a matrix are part of it, and no tensors of their own.
+        if name.endswith(".scale"):
+            tensor = tensors[name]
             raise FormatError(
-                f"{origin}: tensor {name}: found a scale of its own for a matrix, expected none",
-                hint="NVFP4 files with scale tensors cannot be run yet",
+                f"{origin}: tensor {name}: found {tensor.type} {list(tensor.shape)}, expected F32 beside the "
+                "weight of that name, one for each of its matrices"
             )

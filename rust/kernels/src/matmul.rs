@@ -11,6 +11,7 @@
 //! Grouped   acc = fma(d[s] * a[g], sum of code * activation over 32, or 16, acc)  for s ascending
 //!           acc = fma(m[g], a[g] * activation sum, acc)                           where there are minimums
 //! floats    see float.rs
+//! all       acc * scale                                                           where the matrix has one
 //! ```
 //!
 //! so threads, tiles, batch and instruction set cannot change it.
@@ -80,20 +81,22 @@ impl Op for Rows<'_> {
         let Rows { w, x, pick, start, out } = self;
         let n = pick.map_or(x.len(), <[u32]>::len);
         match form(w.ty(), x.precision) {
-            Form::Float => float::matmul_rows(isa, &w, x.floats(), n, pick, start, out),
+            Form::Float => float::matmul_rows(isa, &w, x.floats(), n, pick, start, &mut *out),
             Form::Codes(family) => {
                 let acts = x.codes(family);
                 with_format!(w.ty(), F => float unreachable!("float weights take float activations"),
                 block match n {
                     1 => {
                         let column = pick.map_or(0, |pick| pick[0] as usize);
+                        let out = &mut *out;
                         let one = Gemv { w: &w, acts, column, start, out, format: PhantomData::<F> };
                         if w.is_repacked() { isa.enter(Stream(one)) } else { isa.enter(one) }
                     }
-                    _ => panel::rows::<I, F>(isa, &w, acts, n, pick, start, out),
+                    _ => panel::rows::<I, F>(isa, &w, acts, n, pick, start, &mut *out),
                 });
             }
         }
+        w.apply_scale(out);
     }
 }
 
@@ -142,7 +145,8 @@ pub(crate) fn read_column(panels: &[f32], n: usize, c: usize, out: &mut [f32]) {
     rest.copy_from_slice(&last[c * count..][..count]);
 }
 
-/// Decodes rows `start..start + out.len() / cols` to f32, exactly as the format defines them.
+/// Decodes rows `start..start + out.len() / cols` to f32, exactly as the format defines them, times the matrix's
+/// scale.
 pub fn dequantize(w: &Matrix<'_>, start: usize, out: &mut [f32]) -> Result<(), Error> {
     let rows = out.len() / w.cols().max(1);
     expect_len("weights to decode", out.len(), rows * w.cols())?;
@@ -177,6 +181,7 @@ impl Op for Dequantize<'_, '_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        float::decode_rows(isa, self.w, self.start, self.out);
+        float::decode_rows(isa, self.w, self.start, &mut *self.out);
+        self.w.apply_scale(self.out);
     }
 }

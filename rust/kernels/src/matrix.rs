@@ -1,4 +1,4 @@
-//! Weights as the drivers see them: a format, a shape and borrowed bytes, checked once.
+//! Weights as the drivers see them: a format, a shape, borrowed bytes and scales, checked once.
 
 use crate::chunk::{CHUNK, Weights};
 use crate::error::{Error, expect_len};
@@ -27,8 +27,8 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Borrows `data` as weights. `scales` holds one f32 per 128 x 128 weights, row-major, for
-    /// [`Type::F8E4M3`], and is empty otherwise.
+    /// Borrows `data` as weights. `scales` holds one f32 per 128 x 128 weights, row-major, for [`Type::F8E4M3`];
+    /// otherwise the one scale of the whole matrix, or nothing ([`Matrix::scale`]).
     pub fn new(ty: Type, rows: usize, cols: usize, data: &'a [u8], scales: &'a [f32]) -> Result<Self, Error> {
         let row = ty.row_bytes(cols).ok_or(Error::RowLength { ty: ty.name(), cols, block: ty.block() })?;
         let bytes = row.checked_mul(rows).ok_or(Error::Range {
@@ -37,16 +37,22 @@ impl<'a> Matrix<'a> {
             expected: "a size that fits memory",
         })?;
         expect_len("bytes of a matrix", data.len(), bytes)?;
-        let squares = match ty {
+        let expected = match ty {
             Type::F8E4M3 => rows.div_ceil(SCALE_BLOCK) * cols.div_ceil(SCALE_BLOCK),
-            _ => 0,
+            _ => scales.len().min(1),
         };
-        expect_len("block scales of a matrix", scales.len(), squares)?;
+        expect_len("scales of a matrix", scales.len(), expected)?;
         Ok(Self { ty, rows, cols, data, scales, repacked: false })
     }
 
-    /// Borrows what [`crate::repack()`] wrote as weights.
-    pub fn repacked(ty: Type, rows: usize, cols: usize, data: &'a [u8]) -> Result<Self, Error> {
+    /// Borrows what [`crate::repack()`] wrote as weights; `scales` as those of the matrix it was made of.
+    pub fn repacked(
+        ty: Type,
+        rows: usize,
+        cols: usize,
+        data: &'a [u8],
+        scales: &'a [f32],
+    ) -> Result<Self, Error> {
         ty.row_bytes(cols).ok_or(Error::RowLength { ty: ty.name(), cols, block: ty.block() })?;
         let bytes = repacked_bytes(ty, rows, cols).ok_or(Error::Range {
             what: "rows of a repacked matrix",
@@ -54,7 +60,8 @@ impl<'a> Matrix<'a> {
             expected: "block-quantized weights of a size that fits memory",
         })?;
         expect_len("bytes of a repacked matrix", data.len(), bytes)?;
-        Ok(Self { ty, rows, cols, data, scales: &[], repacked: true })
+        expect_len("scales of a matrix", scales.len(), scales.len().min(1))?;
+        Ok(Self { ty, rows, cols, data, scales, repacked: true })
     }
 
     /// Whether rows lie side by side.
@@ -75,6 +82,25 @@ impl<'a> Matrix<'a> {
     /// Input features.
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// What every weight is multiplied with besides the format's own scales: NVFP4's second level. Products meet it
+    /// once, at their end.
+    pub fn scale(&self) -> f32 {
+        match (self.ty, self.scales) {
+            (Type::F8E4M3, _) | (_, []) => 1.0,
+            (_, [scale, ..]) => *scale,
+        }
+    }
+
+    /// Multiplies products, or weights, with [`Matrix::scale`].
+    #[inline(always)]
+    pub(crate) fn apply_scale(&self, out: &mut [f32]) {
+        let scale = self.scale();
+        // One changes no bit, and nearly every matrix has it.
+        if scale != 1.0 {
+            out.iter_mut().for_each(|x| *x *= scale);
+        }
     }
 
     /// Bytes of the weights and their scales.
@@ -138,7 +164,7 @@ impl<'a> Matrix<'a> {
 
     /// Every two rows taken for one; none where a row is left over or does not lie in one piece.
     pub(crate) fn paired(&self) -> Option<Self> {
-        let even = self.rows.is_multiple_of(2) && self.scales.is_empty() && !self.repacked;
+        let even = self.rows.is_multiple_of(2) && self.ty != Type::F8E4M3 && !self.repacked;
         even.then(|| Self { rows: self.rows / 2, cols: 2 * self.cols, ..*self })
     }
 
@@ -167,12 +193,9 @@ impl<'a> Matrix<'a> {
         Record::<F>::new(&records[chunk * F::SIZE..]).row(isa, row % LANES)
     }
 
-    /// The FP8 block scales along `row`; empty for other formats.
+    /// The block scales along `row`. [`Type::F8E4M3`] only.
     #[inline(always)]
     pub(crate) fn row_scales(&self, row: usize) -> &'a [f32] {
-        if self.scales.is_empty() {
-            return &[];
-        }
         let per_row = self.cols.div_ceil(SCALE_BLOCK);
         &self.scales[row / SCALE_BLOCK * per_row..][..per_row]
     }

@@ -45,6 +45,8 @@ struct Layer {
     k_b: Vec<f32>,
     v_b: Vec<f32>,
     output: Vec<f32>,
+    /// Of q, kv and output, then of every head's k_b and v_b.
+    scales: Vec<f32>,
     rope: rope::Rope,
 }
 
@@ -53,7 +55,7 @@ const SCALE: f32 = 0.2;
 impl Layer {
     fn new(shape: Shape, seed: u64) -> Self {
         let Shape { d, heads, lora, rope, nope, v } = shape;
-        let unit = |x: Vec<f32>| x.into_iter().map(|x| 1.0 + x).collect();
+        let unit = |x: Vec<f32>| x.into_iter().map(|x| 1.0 + x).collect::<Vec<_>>();
         Self {
             shape,
             norm: unit(noise(d, seed, 0.1)),
@@ -63,24 +65,32 @@ impl Layer {
             k_b: noise(heads * lora * nope, seed + 4, 0.3),
             v_b: noise(heads * v * lora, seed + 5, 0.3),
             output: noise(d * heads * v, seed + 6, 0.3),
+            scales: unit(noise(3 + 2 * heads, seed + 7, 0.5)),
             rope: rope::Rope::new(rope::Pairs::Adjacent, rope, BASE, None),
         }
     }
 
     fn forward<'a>(&'a self, x: &mut [f32], segments: &mut [Segment<'_>], observed: bool) {
         let Shape { d, heads, lora, rope, nope, v } = self.shape;
-        let matrix = |rows, cols, w: &'a [f32]| {
-            Matrix::new(Type::F32, rows, cols, bytemuck::cast_slice(w), &[]).expect("a whole matrix")
+        let matrix = |rows, cols, w: &'a [f32], scale: &'a f32| {
+            let scale = std::slice::from_ref(scale);
+            Matrix::new(Type::F32, rows, cols, bytemuck::cast_slice(w), scale).expect("a whole matrix")
         };
+        let (k_scales, v_scales) = self.scales[3..].split_at(heads);
         let mla = Mla {
             norm: Norm { weight: &self.norm, eps: 1e-6 },
             q_a: None,
-            q_b: matrix(heads * (nope + rope), d, &self.q[..]),
-            kv_a: matrix(lora + rope, d, &self.kv[..]),
+            q_b: matrix(heads * (nope + rope), d, &self.q[..], &self.scales[0]),
+            kv_a: matrix(lora + rope, d, &self.kv[..], &self.scales[1]),
             kv_a_norm: Norm { weight: &self.latent_norm, eps: 1e-6 },
-            k_b: self.k_b.chunks_exact(lora * nope).map(|w| matrix(lora, nope, w)).collect(),
-            v_b: self.v_b.chunks_exact(v * lora).map(|w| matrix(v, lora, w)).collect(),
-            output: matrix(d, heads * v, &self.output[..]),
+            k_b: self
+                .k_b
+                .chunks_exact(lora * nope)
+                .zip(k_scales)
+                .map(|(w, s)| matrix(lora, nope, w, s))
+                .collect(),
+            v_b: self.v_b.chunks_exact(v * lora).zip(v_scales).map(|(w, s)| matrix(v, lora, w, s)).collect(),
+            output: matrix(d, heads * v, &self.output[..], &self.scales[2]),
             rope: &self.rope,
             scale: SCALE,
         };
@@ -114,8 +124,9 @@ impl Layer {
             let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
             x.iter().zip(w).map(|(x, &w)| x / (mean + 1e-6).sqrt() * f64::from(w)).collect()
         };
-        let times = |w: &[f32], x: &[f64]| -> Vec<f64> {
-            w.chunks_exact(x.len()).map(|w| w.iter().zip(x).map(|(&w, x)| f64::from(w) * x).sum()).collect()
+        let times = |w: &[f32], scale: usize, x: &[f64]| -> Vec<f64> {
+            let dot = |w: &[f32]| w.iter().zip(x).map(|(&w, x)| f64::from(w) * x).sum::<f64>();
+            w.chunks_exact(x.len()).map(|w| dot(w) * f64::from(self.scales[scale])).collect()
         };
         let turn = |x: &mut [f64], position: usize| {
             for i in 0..rope / 2 {
@@ -128,8 +139,8 @@ impl Layer {
         let (mut keys, mut out) = (Vec::new(), Vec::new());
         for (position, x) in x.chunks_exact(d).enumerate() {
             let h = norm(&wide(x), &self.norm);
-            let mut q = times(&self.q, &h);
-            let mut kv = times(&self.kv, &h);
+            let mut q = times(&self.q, 0, &h);
+            let mut kv = times(&self.kv, 1, &h);
             turn(&mut kv[lora..], position);
             let c = norm(&kv[..lora], &self.latent_norm);
             keys.push((c, kv[lora..].to_vec()));
@@ -137,7 +148,7 @@ impl Layer {
             for head in 0..heads {
                 let q = &mut q[head * (nope + rope)..][..nope + rope];
                 turn(&mut q[nope..], position);
-                let q_c = times(&self.k_b[head * lora * nope..][..lora * nope], &q[..nope]);
+                let q_c = times(&self.k_b[head * lora * nope..][..lora * nope], 3 + head, &q[..nope]);
                 let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
                 let scores: Vec<f64> = keys
                     .iter()
@@ -149,9 +160,9 @@ impl Layer {
                 let mixed: Vec<f64> = (0..lora)
                     .map(|l| keys.iter().zip(&p).map(|((c, _), p)| c[l] * p).sum::<f64>() / sum)
                     .collect();
-                values.extend(times(&self.v_b[head * v * lora..][..v * lora], &mixed));
+                values.extend(times(&self.v_b[head * v * lora..][..v * lora], 3 + heads + head, &mixed));
             }
-            out.extend(times(&self.output, &values).iter().zip(x).map(|(y, &x)| y + f64::from(x)));
+            out.extend(times(&self.output, 2, &values).iter().zip(x).map(|(y, &x)| y + f64::from(x)));
         }
         out
     }

@@ -12,6 +12,8 @@ use proptest::prelude::*;
 
 const D: usize = 256;
 const EXPERTS: usize = 6;
+/// Scales of whole matrices.
+const SCALES: [f32; 4] = [0.7, 1.0, -1.3, 0.1];
 
 /// Bytes of a matrix whose block scales are small and positive.
 fn weights(ty: Type, rows: usize, cols: usize, seed: &mut u64) -> Vec<u8> {
@@ -50,6 +52,7 @@ proptest! {
         ]),
         shared in any::<bool>(),
         routed in any::<bool>(),
+        scaled in any::<bool>(),
         seed in any::<u64>(),
     ) {
         let mut seed = seed;
@@ -62,7 +65,8 @@ proptest! {
             .collect();
         let get = |e: usize| {
             let [gate, up, down] = std::array::from_fn(|i| {
-                Matrix::new(types[i], shapes[i].0, shapes[i].1, &data[e][i], &[]).expect("bytes that fit")
+                let scale = if scaled { &SCALES[(e + i) % SCALES.len()..][..1] } else { &[] };
+                Matrix::new(types[i], shapes[i].0, shapes[i].1, &data[e][i], scale).expect("bytes that fit")
             });
             Ffn { gate, up, down }
         };

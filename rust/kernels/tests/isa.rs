@@ -118,6 +118,15 @@ fn activations(rng: &mut Rng, case: &Case) -> Vec<f32> {
     x
 }
 
+/// A scale of a whole matrix.
+fn scale(rng: &mut Rng, contents: Contents) -> f32 {
+    if contents == Contents::Hostile {
+        HOSTILE_FLOATS[rng.below(HOSTILE_FLOATS.len())]
+    } else {
+        3.0 * rng.unit()
+    }
+}
+
 fn run(w: &Matrix<'_>, x: &[f32], precision: Precision) -> Vec<f32> {
     let columns = Columns::new(x, w.cols(), precision).expect("whole columns");
     let mut out = vec![f32::NAN; columns.len() * w.rows()];
@@ -140,8 +149,7 @@ fn difference(found: &[f32], expected: &[f32]) -> Option<String> {
 /// - where there are minimums, a weight is a sum whose two products are summed apart, so both count.
 fn check_distance(w: &Matrix<'_>, bytes: &[u8], x: &[f32], precision: Precision, out: &[f32]) {
     let (ty, rows, cols) = (w.ty(), w.rows(), w.cols());
-    let mut decoded = vec![0.0; rows * cols];
-    dequantize(w, 0, &mut decoded).expect("all rows");
+    let decoded = decode(w);
     let span = match (ty.family(), precision) {
         (Some(Family::Super), Precision::Int8) => Some(256),
         (Some(Family::Grouped), Precision::Int8) => Some(32),
@@ -158,7 +166,7 @@ fn check_distance(w: &Matrix<'_>, bytes: &[u8], x: &[f32], precision: Precision,
                     Some(_) => blocks::largest_min(ty, &bytes[block..][..ty.block_bytes()]),
                     None => 0.0,
                 };
-                let gross = f64::from(weight.abs()) + 2.0 * f64::from(min);
+                let gross = f64::from(weight.abs()) + 2.0 * f64::from(min) * f64::from(w.scale().abs());
                 exact += f64::from(weight) * f64::from(value);
                 bound += match span {
                     None => gross * f64::from(value.abs()) * epsilon,
@@ -179,13 +187,42 @@ fn check_distance(w: &Matrix<'_>, bytes: &[u8], x: &[f32], precision: Precision,
     }
 }
 
+/// What a matrix's scale means: results and weights without it, each times it, rounded once.
+fn check_scale(w: &Matrix<'_>, bytes: &[u8], x: &[f32]) {
+    if w.ty() == Type::F8E4M3 {
+        return;
+    }
+    let (ty, rows, cols) = (w.ty(), w.rows(), w.cols());
+    let plain = Matrix::new(ty, rows, cols, bytes, &[]).expect("a valid matrix");
+    let scaled = |x: Vec<f32>| x.into_iter().map(|x| x * w.scale()).collect::<Vec<_>>();
+    for precision in [Precision::Int8, Precision::F32] {
+        if let Some(difference) = difference(&run(w, x, precision), &scaled(run(&plain, x, precision))) {
+            panic!("{ty:?} {precision:?} times {:e}: {difference}", w.scale());
+        }
+    }
+    if let Some(difference) = difference(&decode(w), &scaled(decode(&plain))) {
+        panic!("{ty:?} weights times {:e}: {difference}", w.scale());
+    }
+}
+
+/// All weights.
+fn decode(w: &Matrix<'_>) -> Vec<f32> {
+    let mut out = vec![f32::NAN; w.rows() * w.cols()];
+    dequantize(w, 0, &mut out).expect("all rows");
+    out
+}
+
 fn check(ty: Type, case: &Case, available: &[Level]) {
     let mut rng = Rng(case.seed);
     let bytes = weights(ty, &mut rng, case);
-    let squares = if ty == Type::F8E4M3 { case.rows.div_ceil(128) * case.cols.div_ceil(128) } else { 0 };
-    let scales: Vec<f32> = (0..squares).map(|_| rng.unit()).collect();
+    let scales: Vec<f32> = match ty {
+        Type::F8E4M3 => (0..case.rows.div_ceil(128) * case.cols.div_ceil(128)).map(|_| rng.unit()).collect(),
+        // One for the matrix in every second case.
+        _ => (0..rng.below(2)).map(|_| scale(&mut rng, case.contents)).collect(),
+    };
     let x = activations(&mut rng, case);
     let w = Matrix::new(ty, case.rows, case.cols, &bytes, &scales).expect("a valid matrix");
+    check_scale(&w, &bytes, &x);
     for precision in [Precision::Int8, Precision::F32] {
         assert!(set_level(Level::Scalar));
         let expected = run(&w, &x, precision);
@@ -203,7 +240,8 @@ fn check(ty: Type, case: &Case, available: &[Level]) {
                 panic!("{ty:?} {precision:?} at {level:?}, one column at a time: {difference}");
             }
             let Some(side_by_side) = repacked(&w) else { continue };
-            let w = Matrix::repacked(ty, case.rows, case.cols, &side_by_side).expect("what was written");
+            let w =
+                Matrix::repacked(ty, case.rows, case.cols, &side_by_side, &scales).expect("what was written");
             if let Some(difference) = difference(&run(&w, &x, precision), &expected) {
                 panic!("{ty:?} {precision:?} at {level:?}, repacked: {difference}");
             }
@@ -232,17 +270,13 @@ fn repacking_loses_nothing() {
         let result = runner.run(&cases(ty), |case| {
             let bytes = weights(ty, &mut Rng(case.seed), &case);
             let w = Matrix::new(ty, case.rows, case.cols, &bytes, &[]).expect("a valid matrix");
-            let decode = |w: &Matrix<'_>| {
-                let mut out = vec![f32::NAN; case.rows * case.cols];
-                dequantize(w, 0, &mut out).expect("all rows");
-                out
-            };
             assert!(set_level(Level::Scalar));
             let (expected, written) = (decode(&w), repacked(&w).expect("a block format"));
             for level in available() {
                 assert!(set_level(level));
                 assert!(repacked(&w).expect("a block format") == written, "{ty:?} at {level:?}: other bytes");
-                let again = Matrix::repacked(ty, case.rows, case.cols, &written).expect("what was written");
+                let again =
+                    Matrix::repacked(ty, case.rows, case.cols, &written, &[]).expect("what was written");
                 if let Some(difference) = difference(&decode(&again), &expected) {
                     panic!("{ty:?} at {level:?}: {difference}");
                 }
@@ -266,13 +300,15 @@ fn repacking_refuses_what_it_cannot_do() {
     assert!(repack(&floats, &mut []).is_err());
     let w = Matrix::new(Type::Q8_0, 1, 32, &[0; 34], &[]).expect("a valid matrix");
     assert!(repack(&w, &mut [0; 34]).is_err());
-    assert!(Matrix::repacked(Type::Q8_0, 1, 32, &[0; 34]).is_err());
-    assert!(Matrix::repacked(Type::Q8_0, usize::MAX, usize::MAX / 32 * 32, &[]).is_err());
-    assert!(Matrix::repacked(Type::Q4K, 16, 32, &[]).is_err());
+    assert!(Matrix::repacked(Type::Q8_0, 1, 32, &[0; 34], &[]).is_err());
+    assert!(Matrix::repacked(Type::Q8_0, usize::MAX, usize::MAX / 32 * 32, &[], &[]).is_err());
+    assert!(Matrix::repacked(Type::Q4K, 16, 32, &[], &[]).is_err());
+    assert!(Matrix::new(Type::Q8_0, 1, 32, &[0; 34], &[1.0; 2]).is_err());
+    assert!(Matrix::repacked(Type::Q8_0, 0, 32, &[], &[1.0; 2]).is_err());
     let nothing = Matrix::new(Type::Q8_0, 0, 32, &[], &[]).expect("a matrix without rows");
     assert_eq!(repacked_bytes(Type::Q8_0, 0, 32), Some(0));
     repack(&nothing, &mut []).expect("nothing to do");
-    Matrix::repacked(Type::Q8_0, 0, 32, &[]).expect("a matrix without rows");
+    Matrix::repacked(Type::Q8_0, 0, 32, &[], &[]).expect("a matrix without rows");
 }
 
 fn available() -> Vec<Level> {
@@ -311,7 +347,7 @@ fn results_do_not_depend_on_threads() {
                 let case = Case { rows, cols: 768, n, contents: Contents::Random, seed: i as u64 + 1 };
                 let mut rng = Rng(case.seed);
                 let bytes = weights(ty, &mut rng, &case);
-                let scales = vec![0.5; if ty == Type::F8E4M3 { case.rows.div_ceil(128) * 6 } else { 0 }];
+                let scales = vec![0.7; if ty == Type::F8E4M3 { case.rows.div_ceil(128) * 6 } else { 1 }];
                 let x = activations(&mut rng, &case);
                 let w = Matrix::new(ty, case.rows, case.cols, &bytes, &scales).expect("a valid matrix");
                 for precision in [Precision::Int8, Precision::F32] {
@@ -344,7 +380,7 @@ fn long_rows_and_many_columns() {
             let mut rng = Rng(case.seed);
             let bytes = weights(ty, &mut rng, &case);
             let scales =
-                vec![0.5; if ty == Type::F8E4M3 { rows.div_ceil(128) * cols.div_ceil(128) } else { 0 }];
+                vec![0.7; if ty == Type::F8E4M3 { rows.div_ceil(128) * cols.div_ceil(128) } else { 1 }];
             let x = activations(&mut rng, &case);
             let w = Matrix::new(ty, rows, cols, &bytes, &scales).expect("a valid matrix");
             for precision in [Precision::Int8, Precision::F32] {
@@ -357,7 +393,8 @@ fn long_rows_and_many_columns() {
                         panic!("{ty:?} {precision:?} {rows}x{cols}, {n} columns at {level:?}: {difference}");
                     }
                     if let Some(side_by_side) = repacked(&w) {
-                        let w = Matrix::repacked(ty, rows, cols, &side_by_side).expect("what was written");
+                        let w = Matrix::repacked(ty, rows, cols, &side_by_side, &scales)
+                            .expect("what was written");
                         if let Some(difference) = difference(&run(&w, &x, precision), &expected) {
                             panic!("{ty:?} {precision:?} {rows}x{cols} at {level:?}, repacked: {difference}");
                         }

@@ -77,8 +77,9 @@ impl GgufFile {
         self.file.size()
     }
 
-    fn tensor(&self, name: &str) -> PyResult<Tensor> {
-        Tensor::from_file(self.file.clone(), name)?
+    #[pyo3(signature = (name, scale=None))]
+    fn tensor(&self, name: &str, scale: Option<&str>) -> PyResult<Tensor> {
+        Tensor::from_file(self.file.clone(), name, scale)?
             .ok_or_else(|| error::format(format!("{}: tensor {name}: missing", self.file.path().display())))
     }
 }

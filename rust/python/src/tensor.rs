@@ -53,6 +53,7 @@ pub(crate) struct Tensor {
     cols: usize,
     mats: usize,
     bytes: Vec<Bytes>,
+    /// Those of each matrix, or nothing: block scales for F8_E4M3, otherwise one.
     scales: Vec<Vec<f32>>,
     /// Whether rows lie side by side, as products like them.
     repacked: bool,
@@ -95,6 +96,12 @@ impl Tensor {
                 tensor.bytes.len()
             )));
         }
+        if !tensor.scales.is_empty() && tensor.scales.len() != mats {
+            return Err(error::format(format!(
+                "tensor scales: found those of {} matrices, expected {mats}",
+                tensor.scales.len()
+            )));
+        }
         for i in 0..mats {
             tensor.try_matrix(i)?;
         }
@@ -107,7 +114,12 @@ impl Tensor {
         Ok(tensor)
     }
 
-    pub(crate) fn from_file(file: Arc<kizami_gguf::File>, name: &str) -> PyResult<Option<Self>> {
+    /// Tensor `name` of a file; the tensor called `scale` holds one scale for each of its matrices.
+    pub(crate) fn from_file(
+        file: Arc<kizami_gguf::File>,
+        name: &str,
+        scale: Option<&str>,
+    ) -> PyResult<Option<Self>> {
         let Some((info, data)) = file.tensor(name) else { return Ok(None) };
         let ty = Type::from_ggml_id(info.ty.id()).ok_or_else(|| {
             error::format(format!(
@@ -122,9 +134,13 @@ impl Tensor {
         while shape.len() > 3 && shape[0] == 1 {
             shape.remove(0);
         }
+        let scales = match scale {
+            Some(scale) => matrix_scales(&file, scale, name, &shape)?,
+            None => Vec::new(),
+        };
         let (start, len) = (data.as_ptr(), data.len());
         let bytes = vec![Bytes { start, len, _owner: Owner::File(file.clone()) }];
-        Self::from_parts(ty, shape, bytes, Vec::new(), false).map(Some)
+        Self::from_parts(ty, shape, bytes, scales, false).map(Some)
     }
 
     fn matrix_bytes(&self) -> usize {
@@ -141,12 +157,9 @@ impl Tensor {
             parts => parts[index].get().get(..size),
         };
         let data = data.ok_or_else(|| error::format("tensor bytes: fewer than its shape needs".into()))?;
-        if self.repacked {
-            let matrix = Matrix::repacked(self.ty, self.rows, self.cols, data);
-            return matrix.map_err(|e| error::kernel("tensor", e));
-        }
         let scales = self.scales.get(index).map_or(&[][..], Vec::as_slice);
-        Matrix::new(self.ty, self.rows, self.cols, data, scales).map_err(|e| error::kernel("tensor", e))
+        let bind = if self.repacked { Matrix::repacked } else { Matrix::new };
+        bind(self.ty, self.rows, self.cols, data, scales).map_err(|e| error::kernel("tensor", e))
     }
 
     /// Matrices in the stack.
@@ -182,6 +195,29 @@ impl Tensor {
     pub(crate) fn cols(&self) -> usize {
         self.cols
     }
+}
+
+/// What tensor `scale` of a file holds for the matrices of tensor `weight`, whose shape this is.
+fn matrix_scales(
+    file: &kizami_gguf::File,
+    scale: &str,
+    weight: &str,
+    shape: &[usize],
+) -> PyResult<Vec<Vec<f32>>> {
+    let wrong = |found: String, mats: usize| {
+        let path = file.path().display();
+        error::format(format!(
+            "{path}: tensor {scale}: found {found}, expected F32 [{mats}], one for each matrix of {weight}"
+        ))
+    };
+    let mats = shape.iter().rev().skip(2).product::<usize>();
+    let Some((info, data)) = file.tensor(scale) else { return Err(wrong("none".into(), mats)) };
+    let fits = matches!(&info.dims[..], [n, rest @ ..] if *n == mats as u64 && rest.iter().all(|d| *d == 1));
+    if info.ty.id() != Type::F32.ggml_id().expect("a GGUF type") || !fits {
+        let dims: Vec<u64> = info.dims.iter().rev().copied().collect();
+        return Err(wrong(format!("{} {dims:?}", info.ty.name()), mats));
+    }
+    Ok(data.as_chunks().0.iter().map(|&bytes| vec![f32::from_le_bytes(bytes)]).collect())
 }
 
 #[pymethods]
@@ -230,6 +266,12 @@ impl Tensor {
     }
 
     #[getter]
+    fn scale<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyArray1<f32>>> {
+        let apart = self.ty != Type::F8E4M3 && !self.scales.is_empty();
+        apart.then(|| PyArray1::from_vec(py, self.scales.concat()))
+    }
+
+    #[getter]
     fn repacked(&self) -> bool {
         self.repacked
     }
@@ -270,11 +312,11 @@ impl Tensor {
         let memory = memory.map_err(|e| PyMemoryError::new_err(format!("{size} bytes for weights: {e}")))?;
         let (start, len) = (memory.as_ptr(), memory.len());
         let bytes = vec![Bytes { start, len, _owner: Owner::Memory(memory) }];
-        Self::from_parts(self.ty, self.shape.clone(), bytes, Vec::new(), true)
+        Self::from_parts(self.ty, self.shape.clone(), bytes, self.scales.clone(), true)
     }
 
     fn bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u8>>> {
-        if !self.scales.is_empty() {
+        if self.ty == Type::F8E4M3 {
             return Err(error::usage(format!("{} keeps its scales apart: no byte form", self.ty.name())));
         }
         if self.repacked {

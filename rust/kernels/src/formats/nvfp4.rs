@@ -11,7 +11,7 @@
 //! ```
 //!
 //! UE4M3 is E4M3 without the sign, whose bit is not looked at; 0x7f, NaN elsewhere, is zero as in llama.cpp.
-//! Files give every such tensor one more scale, a tensor of its own, with which its products are multiplied.
+//! The second level, an f32 for a whole matrix, is a tensor of its own in files and [`crate::Matrix::scale`] here.
 
 use super::bits::E2M1_SHIFTED;
 use crate::chunk::Weights;
