@@ -49,6 +49,10 @@ bench: $(VENV)/.built $(VENV)/.test ## measure kernels and tokens per second
 docs: $(VENV)/.built ## regenerate the pages under docs/ that are made from the code
 	$(BIN)/python docs/make_cli.py
 
+.PHONY: formats
+formats: $(VENV)/.built ## measure every format, on a quiet machine, and write docs/formats.md
+	$(BIN)/python bench/formats.py
+
 .PHONY: clean
 clean: ## remove everything that was built
 	rm -rf target dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -44,19 +44,9 @@ MIXES = {
     ]
 }
 
-# Byte offsets of a block's f16 scales, and how large each is against the first. The second, of the minimums,
-# centres the weights: it is the average code, or minus that where minimums are added.
-SCALES = {
-    "Q4_1": {0: 1.0, 2: -7.5},
-    "Q5_1": {0: 1.0, 2: -15.5},
-    "Q2_K": {80: 1.0, 82: 1.5},
-    "Q3_K": {108: 1.0},
-    "Q4_K": {0: 1.0, 2: 7.5},
-    "Q5_K": {0: 1.0, 2: 15.5},
-    "Q6_K": {208: 1.0},
-    "TQ1_0": {52: 1.0},
-    "TQ2_0": {64: 1.0},
-}
+# How large the scale of a block's minimums is against that of its weights, so that these are centred: the
+# average code, or minus that where minimums are added.
+MINIMUMS = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 # Formats whose scales are a byte each, the first of the block.
 BYTE_SCALES = {"MXFP4": 1, "NVFP4": 4}
 
@@ -209,7 +199,7 @@ def blocks(rng: np.random.Generator, kind: str, n: int, scale: float) -> np.ndar
         nibbles = spread.astype("<f2").view("<u2")[:, None] >> np.array([0, 4, 8, 12], np.uint16) & 15
         found[:, 49::2] = found[:, 49::2] & 15 | (nibbles << 4).astype(np.uint8)
         return found
-    for offset, factor in SCALES.get(kind, {0: 1.0}).items():
+    for offset, factor in zip(TYPES[kind]["halves"], (1.0, MINIMUMS.get(kind)), strict=False):
         found[:, offset : offset + 2] = (spread * factor).astype("<f2").view(np.uint8).reshape(n, 2)
     return found
 

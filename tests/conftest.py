@@ -15,6 +15,13 @@ from kizami.imatrix import Imatrix  # noqa: E402
 from kizami.tokenizer import Tokenizer  # noqa: E402
 
 
+def pytest_report_header() -> str:
+    available = _core.isa_available()
+    skipped = [name for name in _core.isa_levels() if name not in available]
+    found = f"instruction sets: {' '.join(available)}"
+    return found + (f"; NOT TESTED, this CPU cannot run them: {' '.join(skipped)}" if skipped else "")
+
+
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory):
     return tmp_path_factory.mktemp("shared")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import kizami
 from kizami.errors import FormatError, UsageError
-from kizami.plan import WRITABLE
+from kizami.plan import TYPES, WRITABLE
 from oracle import read_by_gguf
 
 
@@ -30,6 +32,78 @@ def test_there_and_back(name):
     fast = kizami.matmul(blocks[0], name, x)
     np.testing.assert_allclose(fast, exact, atol=0.6)
     np.testing.assert_array_equal(kizami.matmul(blocks[0], name, x[1]), fast[1])
+
+
+LEADING = st.lists(st.integers(1, 4), max_size=3).map(tuple)
+SEEDS = st.integers(0, 2**31)
+
+
+def drawn(name: str, leading: tuple[int, ...], blocks: int, exponent: int, seed: int) -> np.ndarray:
+    """Weights of an ordinary size but for some blocks: zero, all alike, or with an outlier."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((*leading, blocks, max(TYPES[name]["block"], 8))).astype(np.float32)
+    kind = rng.integers(0, 8, values.shape[:-1])
+    values[kind == 0] = 0
+    values[kind == 1] = values[kind == 1][..., :1]
+    values[kind == 2, 0] *= 100
+    return (values * np.float32(2.0**exponent)).reshape(*leading, -1)
+
+
+@pytest.mark.parametrize("name", WRITABLE)
+@settings(max_examples=8, deadline=None)
+@given(leading=LEADING, blocks=st.integers(1, 3), exponent=st.integers(-8, 8), seed=SEEDS)
+def test_rows_are_quantized_each_by_itself(name, leading, blocks, exponent, seed):
+    weights = drawn(name, leading, blocks, exponent, seed)
+    found = kizami.quantize_array(weights, name)
+    assert found.shape[:-1] == leading
+    row = np.unravel_index(seed % max(1, int(np.prod(leading))), leading)
+    np.testing.assert_array_equal(found[row], kizami.quantize_array(weights[row].astype(np.float64), name))
+    decoded = kizami.dequantize(found, name)
+    assert decoded.shape == weights.shape and np.isfinite(decoded).all()
+    # Nothing is further from its rounding than from zero, which every format can write.
+    size = weights.astype(np.float64).reshape(-1, TYPES[name]["block"])
+    error = decoded.astype(np.float64).reshape(size.shape) - size
+    assert ((error**2).sum(axis=1) <= (size**2).sum(axis=1) * 1.001).all()
+
+
+@pytest.mark.parametrize("name", WRITABLE)
+@settings(max_examples=8, deadline=None)
+@given(leading=LEADING, blocks=st.integers(1, 3), seed=SEEDS)
+def test_any_bytes_are_blocks(name, leading, blocks, seed):
+    size = blocks * TYPES[name]["block_bytes"]
+    data = np.random.default_rng(seed).integers(0, 256, (*leading, size), dtype=np.uint8)
+    found = kizami.dequantize(data, name)
+    assert found.dtype == np.float32 and found.shape == (*leading, blocks * TYPES[name]["block"])
+    # As many rows, laid out otherwise in memory.
+    turned = kizami.dequantize(np.asfortranarray(data), name)
+    one = kizami.dequantize(data.reshape(-1), name).reshape(found.shape)
+    for other in (turned, one):
+        np.testing.assert_array_equal(found.view(np.uint32), other.view(np.uint32))
+
+
+@pytest.mark.parametrize("name", WRITABLE)
+@settings(max_examples=8, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    blocks=st.integers(1, 3),
+    n=st.integers(1, 20),
+    exponents=st.tuples(st.integers(-8, 8), st.integers(-20, 20)),
+    seed=SEEDS,
+)
+def test_products_are_those_of_the_decoded_weights(name, rows, blocks, n, exponents, seed):
+    weights = kizami.quantize_array(drawn(name, (rows,), blocks, exponents[0], seed), name)
+    decoded = kizami.dequantize(weights, name).astype(np.float64)
+    x = drawn("F32", (n,), -(-decoded.shape[1] // 8), exponents[1], seed + 1)[:, : decoded.shape[1]]
+    exact, gross = x.astype(np.float64) @ decoded.T, np.abs(x).astype(np.float64) @ np.abs(decoded).T
+    assert (np.abs(kizami.matmul(weights, name, x, "f32") - exact) <= 1e-6 * gross).all()
+    fast = kizami.matmul(weights, name, np.asfortranarray(x))
+    # Half a code of each activation, whose scale is at most the largest over 127.
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    step = largest * (0.51 / 127 if TYPES[name]["quantized"] else 0)
+    # Minimums have products of their own, of the size of the row's largest weight.
+    rounding = 2e-6 * decoded.shape[1] * largest * np.abs(decoded).max(axis=1)
+    assert (np.abs(fast - exact) <= step * np.abs(decoded).sum(axis=1) + rounding).all()
+    np.testing.assert_array_equal(kizami.matmul(weights, name, x[-1]), fast[-1])
 
 
 def test_importance_says_where_errors_cost():

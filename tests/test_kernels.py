@@ -31,15 +31,22 @@ def tensor(name: str, rows: int, cols: int, seed: int, scale: float = 1.0) -> _c
     return _core.Tensor(name, (rows, cols), [plain.encode(name)])
 
 
+# Any two of them are an f16, or an end of one: zero, the smallest, the largest, infinity, NaN, of both signs.
+HOSTILE = np.array([0x00, 0x01, 0x7B, 0x7C, 0x7E, 0x80, 0x83, 0xFB, 0xFC, 0xFF], np.uint8)
+
+
 @pytest.mark.parametrize("name", READ_BY_GGUF)
 def test_random_blocks_decode_as_in_gguf(name):
     t = FORMATS[name]
-    data = np.random.default_rng(7).integers(0, 256, 4096 * t["block_bytes"], dtype=np.uint8)
-    blocks = 4096
-    ours = _core.Tensor(name, (blocks, t["block"]), [data]).dequantize()
+    rng, size = np.random.default_rng(7), t["block_bytes"]
+    ordinary = rng.integers(0, 256, (4096, size), dtype=np.uint8)
+    hostile = np.where(rng.random((4096, size)) < 0.5, rng.choice(HOSTILE, (4096, size)), ordinary)
+    constant = np.repeat(np.arange(256, dtype=np.uint8)[:, None], size, axis=1)
+    data = np.concatenate([ordinary, hostile, constant])
+    ours = _core.Tensor(name, (len(data), t["block"]), [data.reshape(-1)]).dequantize()
     kind = gguf.GGMLQuantizationType(t["ggml_id"])
     with np.errstate(all="ignore"):
-        theirs = gguf.dequantize(data.reshape(blocks, -1), kind).reshape(ours.shape)
+        theirs = gguf.dequantize(data, kind).reshape(ours.shape)
     # Any NaN equals any NaN; every other value has the same bits, the sign of zero included.
     same = (ours.view(np.uint32) == theirs.astype(np.float32).view(np.uint32)) | (
         np.isnan(ours) & np.isnan(theirs)

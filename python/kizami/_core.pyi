@@ -26,6 +26,7 @@ __all__ = [
     "cache_types",
     "isa",
     "isa_available",
+    "isa_levels",
     "profile",
     "profile_take",
     "read_bandwidth",
@@ -156,9 +157,10 @@ class Tensor:
     def __repr__(self) -> str: ...
 
 def types() -> list[dict[str, Any]]:
-    """The formats, floats first. Keys: name; ggml_id (None where GGUF has none); block, weights per block;
-    block_bytes; bpw; quantized (False for floats);
-    llama_ftype, llama.cpp's number for files made of it (None as before)."""
+    """The formats, floats first. Keys: name; description, a sentence; ggml_id (None where GGUF has none); block,
+    weights per block; block_bytes; halves, where the f16 scales are in a block, that of its minimums last; bpw;
+    quantized (False for floats); family ("super" or "grouped", None for floats); repacked_bpw (None for floats);
+    llama_ftype, llama.cpp's number for files made of it (None as ggml_id)."""
 
 def solve(bytes: Sequence[Sequence[int]], cost: Sequence[Sequence[float]], budget: int) -> list[int]:
     """Picks one choice per item so that the bytes fit the budget and the summed cost is least.
@@ -541,6 +543,9 @@ def read_bandwidth(bytes: int = 1 << 30, passes: int = 5) -> float:
 
 def isa() -> str:
     """The instruction set in use: the best this CPU has, or the lower one that KIZAMI_ISA names."""
+
+def isa_levels() -> list[str]:
+    """The instruction sets this build knows, lowest first, whether this CPU has them or not."""
 
 def isa_available() -> list[str]:
     """The instruction sets this CPU can run, lowest first."""

@@ -14,6 +14,7 @@
 //! weights; a format with one scale per 32 writes it twice. Float scales are given per `SUB`. The products stay
 //! exact in i32 over the whole chunk, which is what makes every instruction set return the same bits (`docs/kernels.md`).
 
+use crate::format::{Family, Format};
 use crate::isa::Isa;
 
 /// Weights in a chunk.
@@ -22,13 +23,60 @@ pub const CHUNK: usize = 256;
 pub const SUB: usize = 16;
 /// Weights that share one float scale in [`crate::Family::Grouped`] formats.
 pub const GROUP: usize = 32;
-/// Largest integer scale of activations. The worst format (Q6_K: scale 128, code 32) then stays
-/// within an i32: 128 * 8 * 32 * 127 * 256 < 2^31.
+/// Largest integer scale of activations: with it the sums of every format stay exact ([`assert_sums_fit`]).
 pub const MAX_STEP: i16 = 8;
+/// Largest magnitude of an activation's code.
+const MAX_CODE: i32 = 127;
 /// What signed codes of [`crate::Family::Super`] formats are shifted up by: they lie in -64..=63.
 pub const SUPER_OFFSET: u8 = 64;
 /// What the codes of [`crate::Family::Grouped`] formats are shifted up by.
 pub const GROUPED_OFFSET: u8 = 128;
+
+/// Largest magnitude of a code.
+pub(crate) const fn largest_code<F: Format>() -> usize {
+    let bytes = F::LEVELS.bytes(F::BITS);
+    let offset = match (F::FAMILY, F::SIGNED) {
+        (Family::Grouped, _) => GROUPED_OFFSET as usize,
+        (Family::Super, true) => SUPER_OFFSET as usize,
+        (Family::Super, false) => 0,
+    };
+    let (mut largest, mut i) = (0, 0usize);
+    while i < 256 {
+        if bytes[i] && i.abs_diff(offset) > largest {
+            largest = i.abs_diff(offset);
+        }
+        i += 1;
+    }
+    largest
+}
+
+/// Fails to compile where a sum of codes times activations could leave the integer it is kept in. The table of formats
+/// asks it of each.
+pub(crate) const fn assert_sums_fit<F: Format>() {
+    let bytes = F::LEVELS.bytes(F::BITS);
+    let (mut byte, mut i) = (0, 0);
+    while i < 256 {
+        byte = if bytes[i] { i } else { byte };
+        i += 1;
+    }
+    let (i16_max, i32_max) = (i16::MAX as i64, i32::MAX as i64);
+    let (code, byte, scale) = (largest_code::<F>() as i64, byte as i64, F::MAX_SCALE as i64);
+    let (most, step) = (MAX_CODE as i64, MAX_STEP as i64);
+    match F::FAMILY {
+        Family::Super => {
+            assert!(scale > 0, "a format with integer scales says how large they are");
+            assert!(scale <= 128, "repacked scales are bytes");
+            assert!(scale * step <= i16_max, "scale times step, in 16 bits");
+            assert!(2 * byte * most <= i16_max, "two products of bytes, in 16 bits");
+            assert!(scale * step * code * most * CHUNK as i64 <= i32_max, "a chunk, in 32 bits");
+            assert!(scale * step * most * CHUNK as i64 <= i32_max, "the minimums of a chunk, in 32 bits");
+        }
+        // AVX2 moves the sign of a code to the activation.
+        Family::Grouped => assert!(2 * code * most <= i16_max, "two products of bytes, in 16 bits"),
+    }
+}
+
+const _: () = assert!(GROUP as i32 * MAX_CODE * MAX_STEP as i32 <= i16::MAX as i32, "ActChunk::sums32");
 
 /// 256 decoded weights of one row; the codes are in registers where those suffice.
 #[derive(Clone, Copy)]
@@ -84,7 +132,7 @@ pub struct ActChunk {
     pub steps: [i16; CHUNK / SUB],
     /// Sum of the codes of each 16, times its step.
     pub sums: [i16; CHUNK / SUB],
-    /// The same per 32; at most 32 * 127 * 8, which is below 2^15.
+    /// The same per 32.
     pub sums32: [i16; CHUNK / GROUP],
     /// Scale per 32; all eight are equal where the scale spans the chunk.
     pub scales: [f32; CHUNK / GROUP],

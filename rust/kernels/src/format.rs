@@ -16,6 +16,16 @@ pub enum Family {
     Grouped,
 }
 
+impl Family {
+    /// In lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Super => "super",
+            Family::Grouped => "grouped",
+        }
+    }
+}
+
 /// How [`Family::Grouped`] scales are kept without loss where rows are repacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scale {
@@ -45,6 +55,8 @@ pub trait Format: Copy + Send + Sync + 'static {
     type Block: Pod;
     /// The blocks of 256 weights: one, or an array of several.
     type Chunk: Pod;
+    /// Where a block's f16 scales are, that of its minimums last.
+    const HALVES: &'static [usize] = &[0];
     /// How codes are scaled.
     const FAMILY: Family;
     /// Whether `Super` codes may be negative and are shifted by [`crate::chunk::SUPER_OFFSET`]. Those of
@@ -56,6 +68,8 @@ pub trait Format: Copy + Send + Sync + 'static {
     const D_FACTOR: f32 = 1.0;
     /// Weights that share one scale below the chunk's: 16 or 32.
     const SUB: usize = 32;
+    /// Largest magnitude of an integer scale, and of an integer minimum. `Super` only.
+    const MAX_SCALE: i32 = 0;
     /// How float scales are repacked. `Grouped` only.
     const SCALE: Scale = Scale::Half;
     /// Bits that tell a weight's code apart from the others of its scale: 1 to 6, or 8. What rows are
@@ -111,6 +125,11 @@ macro_rules! formats {
                 match self { $(Type::$fv => $fname,)* $(Type::$bv => $bname,)* }
             }
 
+            /// What it is, in a sentence.
+            pub fn description(self) -> &'static str {
+                match self { $(Type::$fv => $fdoc,)* $(Type::$bv => $bdoc,)* }
+            }
+
             /// Weights per block.
             pub fn block(self) -> usize {
                 match self {
@@ -124,6 +143,14 @@ macro_rules! formats {
                 match self {
                     $(Type::$fv => size_of::<<crate::formats::$fv as FloatFormat>::Block>(),)*
                     $(Type::$bv => size_of::<<crate::formats::$bv as Format>::Block>(),)*
+                }
+            }
+
+            /// Where the f16 scales are in a block, that of its minimums last; none for floats.
+            pub fn halves(self) -> &'static [usize] {
+                match self {
+                    $(Type::$fv => &[],)*
+                    $(Type::$bv => <crate::formats::$bv as Format>::HALVES,)*
                 }
             }
 
@@ -144,6 +171,10 @@ macro_rules! formats {
             }
         }
 
+        const _: () = {
+            $(crate::chunk::assert_sums_fit::<crate::formats::$bv>();)*
+        };
+
         /// Runs `$body` with `$F` bound to the marker type of a float or a block format.
         macro_rules! with_format {
             ($ty:expr, $F:ident => float $float:expr, block $block:expr) => {
@@ -157,7 +188,7 @@ macro_rules! formats {
     };
 }
 
-// GGUF's number, llama.cpp's for a file of it, name.
+// GGUF's number, llama.cpp's for a file of it, name, description.
 formats! {
     float {
         F32 Some(0), Some(0), "F32", "IEEE single precision.";
@@ -194,6 +225,28 @@ formats! {
     }
 }
 
+impl Levels {
+    /// Which bytes numbers of `bits` bits stand for.
+    pub(crate) const fn bytes(self, bits: usize) -> [bool; 256] {
+        let mut out = [false; 256];
+        let mut number = 0;
+        while number < 1 << bits {
+            match self {
+                Levels::From(first) if first as usize + number < 256 => out[first as usize + number] = true,
+                // Zero where there are fewer levels than numbers.
+                Levels::Table(table) if table[number] > 0 => out[table[number] as usize] = true,
+                Levels::Shifted(table) if table[number] > 0 => {
+                    out[table[number] as usize - 1] = true;
+                    out[table[number] as usize + 1] = true;
+                }
+                _ => {}
+            }
+            number += 1;
+        }
+        out
+    }
+}
+
 impl Type {
     /// The format with this name, in any case, `-` and `_` alike.
     pub fn from_name(name: &str) -> Option<Type> {
@@ -217,5 +270,39 @@ impl Type {
     /// Bits per weight, block scales included.
     pub fn bpw(self) -> f64 {
         self.block_bytes() as f64 * 8.0 / self.block() as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::scalar::Scalar;
+    use bytemuck::Zeroable;
+
+    /// What formats say of their scales and codes is what random blocks decode to.
+    fn check<F: Format>(ty: Type) {
+        let (mut seed, mut scale, bytes) = (1u64, 0, F::LEVELS.bytes(F::BITS));
+        for _ in 0..2000 {
+            let mut chunk = F::Chunk::zeroed();
+            for byte in bytemuck::bytes_of_mut(&mut chunk) {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                *byte = (seed >> 56) as u8;
+            }
+            let weights = F::decode(Scalar, &chunk);
+            if F::FAMILY == Family::Super {
+                let scales = weights.scales.iter().chain(&weights.mins);
+                scale = scales.fold(scale, |most, &x| most.max(i32::from(x).abs()));
+            }
+            let stray = weights.codes.iter().flatten().find(|&&code| !bytes[usize::from(code)]);
+            assert!(stray.is_none(), "{ty:?}: {stray:?}");
+        }
+        assert_eq!(scale, F::MAX_SCALE, "{ty:?}");
+    }
+
+    #[test]
+    fn formats_state_their_bounds() {
+        for &ty in Type::ALL {
+            with_format!(ty, F => float (), block check::<F>(ty));
+        }
     }
 }

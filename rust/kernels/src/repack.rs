@@ -23,7 +23,7 @@
 //!
 //! Knows the layout: its sizes and its writer; `repack/record.rs` is its reader. Does not know products, nor who owns the memory.
 
-use crate::chunk::{CHUNK, GROUP, GROUPED_OFFSET, SUB, SUPER_OFFSET, Weights};
+use crate::chunk::{CHUNK, GROUP, GROUPED_OFFSET, SUB, SUPER_OFFSET, Weights, largest_code};
 use crate::convert::f32_to_f16;
 use crate::dispatch::{Op, dispatch};
 use crate::error::{Error, expect_len};
@@ -82,14 +82,7 @@ pub(crate) trait Layout: Format {
     /// Whether scales carry the sign of a shift by one ([`Levels::Shifted`]).
     const SHIFTED: bool = matches!(Self::LEVELS, Levels::Shifted(_));
     /// The largest magnitude of a code.
-    const LARGEST: usize = {
-        let offset = match Self::FAMILY {
-            Family::Super if Self::SIGNED => SUPER_OFFSET,
-            Family::Super => 0,
-            Family::Grouped => GROUPED_OFFSET,
-        };
-        largest(Self::LEVELS, Self::BITS, offset)
-    };
+    const LARGEST: usize = largest_code::<Self>();
     /// Whether codes need a byte of their own: what is shifted by [`SUPER_OFFSET`] would not stay below 128.
     const FULL: bool = Self::LARGEST >= SUPER_OFFSET as usize;
     /// Words of four codes, up to 8, whose products with activations can be added up in sixteen bits, two by two. The
@@ -125,25 +118,6 @@ pub(crate) const fn moved<I: Isa, F: Format>() -> u8 {
         Family::Grouped => (GROUPED_OFFSET, I::SMALL_OFFSET),
     };
     to.wrapping_sub(from)
-}
-
-/// Largest distance of a code from `offset`. A table's zeros are numbers that no code has.
-const fn largest(levels: Levels, bits: usize, offset: u8) -> usize {
-    let mut out = 0;
-    let mut number = 0;
-    while number < 1 << bits {
-        let (code, more) = match levels {
-            Levels::From(first) => (first as usize + number, 0),
-            Levels::Table(table) => (table[number] as usize, 0),
-            Levels::Shifted(table) => (table[number] as usize, 1),
-        };
-        let unused = code == 0 && !matches!(levels, Levels::From(_));
-        if !unused && code.abs_diff(offset as usize) + more > out {
-            out = code.abs_diff(offset as usize) + more;
-        }
-        number += 1;
-    }
-    out
 }
 
 const fn numbers(levels: Levels, bits: usize) -> [u8; 256] {

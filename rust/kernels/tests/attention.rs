@@ -1,12 +1,15 @@
 //! Attention against f64 arithmetic, and its promise: the bits of a token's result depend on the weights, its
 //! own sequence and the form its segment takes; not on instruction set, threads or the rest of the batch.
 
+mod setup;
+
 use kizami_kernels::matmul::Precision;
 use kizami_kernels::ops::attention::{Cache, CacheType, FEW, Mla, Segment};
 use kizami_kernels::ops::{Norm, Observation, rope};
 use kizami_kernels::par::set_threads;
 use kizami_kernels::{Level, Matrix, Type, set_level};
 use proptest::prelude::*;
+use setup::{config, levels};
 use std::sync::Mutex;
 
 /// The level and the thread pool belong to the process: one test at a time.
@@ -189,12 +192,8 @@ fn shapes() -> impl Strategy<Value = Shape> {
         .prop_map(|(d, heads, lora, rope, nope, v)| Shape { d, heads, lora, rope: rope * 2, nope, v })
 }
 
-fn available() -> impl Iterator<Item = Level> {
-    Level::ALL.iter().copied().filter(|level| level.available())
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(24))]
 
     #[test]
     fn agrees_with_f64_and_itself(shape in shapes(), n in 1..160usize, cut in 0.0..1.0f64, seed in 1..u64::MAX / 2) {
@@ -211,7 +210,7 @@ proptest! {
             let oracle = layer.steps(ty, &x, lens);
             let off = distance(&oracle, &expected);
             prop_assert!(off < allowed, "{ty:?} is {off:e} from the reference");
-            for level in available() {
+            for level in levels() {
                 set_level(level);
                 for threads in [1, 3] {
                     set_threads(threads);
@@ -310,7 +309,7 @@ fn nothing_comes_from_the_future() {
     let clean = noise(n * d, 15, 1.0);
     for lens in [&[200][..], &[75, 125], &[40, 3, 157], &[1, 199]] {
         let expected = bits(&layer.steps(CacheType::F16, &clean, lens));
-        for level in available() {
+        for level in levels() {
             set_level(level);
             for (t, bad) in [(1, f32::NAN), (31, f32::INFINITY), (77, f32::NAN), (130, f32::NEG_INFINITY)] {
                 let mut x = clean.clone();

@@ -2,13 +2,15 @@
 //! the batch, on the instruction set or on the number of threads.
 
 mod blocks;
+mod setup;
 
 use kizami_kernels::matmul::Precision;
 use kizami_kernels::ops::Norm;
 use kizami_kernels::ops::ffn::{Experts, Ffn, FfnBlock, GroupScore, Router, Scoring};
 use kizami_kernels::par::set_threads;
-use kizami_kernels::{Matrix, Type, levels, set_level};
+use kizami_kernels::{Matrix, Type, set_level};
 use proptest::prelude::*;
+use setup::{config, levels};
 
 const D: usize = 256;
 const EXPERTS: usize = 6;
@@ -36,7 +38,7 @@ fn weights(ty: Type, rows: usize, cols: usize, seed: &mut u64) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(config(16))]
     #[test]
     fn fused_is_the_long_way(
         n in prop_oneof![Just(0), 1..40usize, Just(300)],

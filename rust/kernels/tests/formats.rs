@@ -1,9 +1,12 @@
 //! Every block format against the weights that the `gguf` package, or llama.cpp, reads from the same bytes.
 //! The fixtures are made by `data/make_formats.py`.
 
+mod setup;
+
 use kizami_kernels::formats::{iq1_s, iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs};
 use kizami_kernels::matmul::dequantize_row;
-use kizami_kernels::{Type, levels, set_level};
+use kizami_kernels::{Type, set_level};
+use setup::levels;
 use std::path::Path;
 
 /// Equal bits, or both NaN.

@@ -3,128 +3,50 @@
 //! the batch or the number of threads. And that result is close to the true one.
 
 mod blocks;
+mod contents;
+mod setup;
 
-use kizami_kernels::convert::f32_to_bf16;
+use contents::{Contents, Rng, activations, difference, scales, weights};
 use kizami_kernels::matmul::{Columns, Precision, dequantize, matmul};
 use kizami_kernels::par::set_threads;
 use kizami_kernels::{Family, Level, Matrix, Type, repack, repacked_bytes, set_level};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::TestRunner;
+use setup::{config, levels};
 use std::sync::Mutex;
 
 /// The level and the thread pool belong to the process: one test at a time.
 static GLOBALS: Mutex<()> = Mutex::new(());
-
-/// xorshift64*: contents are drawn from a seed, so that shrinking works on shapes.
-struct Rng(u64);
-
-impl Rng {
-    fn bits(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.bits() >> 33) as usize % n
-    }
-
-    /// Uniform in -1..1.
-    fn unit(&mut self) -> f32 {
-        (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-}
-
-/// What fills a matrix and its activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Contents {
-    /// Random bits under ordinary scales.
-    Random,
-    /// One random byte repeated and activations of one magnitude: where 16-bit sums would overflow.
-    Extreme,
-    /// Some scales, weights and activations are zeros, huge, infinite or NaN.
-    Hostile,
-}
 
 #[derive(Debug, Clone)]
 struct Case {
     rows: usize,
     cols: usize,
     n: usize,
+    threads: usize,
     contents: Contents,
     seed: u64,
 }
 
+impl Case {
+    /// Weights, their scales where there are some, and columns.
+    fn fill(&self, ty: Type) -> (Vec<u8>, Vec<f32>, Vec<f32>) {
+        let mut rng = Rng(self.seed);
+        let bytes = weights(ty, &mut rng, self.rows * self.cols, self.contents);
+        let scales = scales(ty, &mut rng, self.rows, self.cols, self.contents);
+        (bytes, scales, activations(&mut rng, self.n, self.cols, self.contents))
+    }
+}
+
 fn cases(ty: Type) -> impl Strategy<Value = Case> {
     let contents = prop::sample::select(vec![Contents::Random, Contents::Extreme, Contents::Hostile]);
-    (1..=20usize, 1..=768 / ty.block(), 1..=40usize, contents, 1..u64::MAX).prop_map(
-        move |(rows, blocks, n, contents, seed)| Case { rows, cols: blocks * ty.block(), n, contents, seed },
+    let columns = prop_oneof![2 => 1..=16usize, 1 => 1..=70usize];
+    (1..=35usize, 1..=768 / ty.block(), columns, 1..=3usize, contents, 1..u64::MAX).prop_map(
+        move |(rows, blocks, n, threads, contents, seed)| {
+            let cols = blocks * ty.block();
+            Case { rows, cols, n, threads, contents, seed }
+        },
     )
-}
-
-const HOSTILE_HALVES: [u16; 8] = [0x0000, 0x8000, 0x0001, 0x7bff, 0xfbff, 0x7c00, 0xfc00, 0x7e00];
-const HOSTILE_FLOATS: [f32; 6] = [0.0, -0.0, 1e-40, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
-
-/// An f16 between about 2^-14 and 2, of either sign, or a hostile one in every fourth.
-fn half(rng: &mut Rng, contents: Contents) -> u16 {
-    if contents == Contents::Hostile && rng.below(4) == 0 {
-        return HOSTILE_HALVES[rng.below(HOSTILE_HALVES.len())];
-    }
-    (rng.bits() & 0x83ff) as u16 | (rng.below(15) as u16 + 1) << 10
-}
-
-fn float(rng: &mut Rng, contents: Contents) -> f32 {
-    if contents == Contents::Hostile && rng.below(64) == 0 {
-        return HOSTILE_FLOATS[rng.below(HOSTILE_FLOATS.len())];
-    }
-    rng.unit()
-}
-
-fn weights(ty: Type, rng: &mut Rng, case: &Case) -> Vec<u8> {
-    let count = case.rows * case.cols;
-    match ty {
-        Type::F32 => (0..count).flat_map(|_| float(rng, case.contents).to_le_bytes()).collect(),
-        Type::F16 => (0..count).flat_map(|_| half(rng, case.contents).to_le_bytes()).collect(),
-        Type::BF16 => (0..count).flat_map(|_| f32_to_bf16(float(rng, case.contents)).to_le_bytes()).collect(),
-        Type::F8E4M3 => {
-            let nan = |byte: u8| byte & 0x7f == 0x7f && case.contents != Contents::Hostile;
-            (0..count).map(|_| rng.bits() as u8).map(|byte| if nan(byte) { 0 } else { byte }).collect()
-        }
-        _ => {
-            let mut bytes = vec![0; count / ty.block() * ty.block_bytes()];
-            for block in bytes.chunks_exact_mut(ty.block_bytes()) {
-                let byte = rng.bits() as u8;
-                block.fill_with(|| if case.contents == Contents::Extreme { byte } else { rng.bits() as u8 });
-                blocks::set_scales(ty, block, || half(rng, case.contents));
-            }
-            bytes
-        }
-    }
-}
-
-fn activations(rng: &mut Rng, case: &Case) -> Vec<f32> {
-    let mut x = Vec::with_capacity(case.n * case.cols);
-    for _ in 0..case.n {
-        let magnitude = [0.0, 1e-3, 1.0, 300.0][rng.below(4)];
-        for _ in 0..case.cols {
-            let value = match case.contents {
-                Contents::Extreme => rng.unit().signum(),
-                contents => float(rng, contents),
-            };
-            x.push(magnitude * value);
-        }
-    }
-    x
-}
-
-/// A scale of a whole matrix.
-fn scale(rng: &mut Rng, contents: Contents) -> f32 {
-    if contents == Contents::Hostile {
-        HOSTILE_FLOATS[rng.below(HOSTILE_FLOATS.len())]
-    } else {
-        3.0 * rng.unit()
-    }
 }
 
 fn run(w: &Matrix<'_>, x: &[f32], precision: Precision) -> Vec<f32> {
@@ -132,14 +54,6 @@ fn run(w: &Matrix<'_>, x: &[f32], precision: Precision) -> Vec<f32> {
     let mut out = vec![f32::NAN; columns.len() * w.rows()];
     matmul(w, &columns, &mut out).expect("shapes that agree");
     out
-}
-
-/// Where two results differ in their bits; any NaN equals any other.
-fn difference(found: &[f32], expected: &[f32]) -> Option<String> {
-    let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
-    assert_eq!(found.len(), expected.len());
-    let at = (0..found.len()).find(|&i| !same(found[i], expected[i]))?;
-    Some(format!("output {at}: {:e}, not {:e}", found[at], expected[at]))
 }
 
 /// Holds a result against f64 arithmetic over the decoded weights. Three things may move it:
@@ -213,14 +127,8 @@ fn decode(w: &Matrix<'_>) -> Vec<f32> {
 }
 
 fn check(ty: Type, case: &Case, available: &[Level]) {
-    let mut rng = Rng(case.seed);
-    let bytes = weights(ty, &mut rng, case);
-    let scales: Vec<f32> = match ty {
-        Type::F8E4M3 => (0..case.rows.div_ceil(128) * case.cols.div_ceil(128)).map(|_| rng.unit()).collect(),
-        // One for the matrix in every second case.
-        _ => (0..rng.below(2)).map(|_| scale(&mut rng, case.contents)).collect(),
-    };
-    let x = activations(&mut rng, case);
+    let (bytes, scales, x) = case.fill(ty);
+    set_threads(case.threads);
     let w = Matrix::new(ty, case.rows, case.cols, &bytes, &scales).expect("a valid matrix");
     check_scale(&w, &bytes, &x);
     for precision in [Precision::Int8, Precision::F32] {
@@ -265,14 +173,13 @@ fn repacked(w: &Matrix<'_>) -> Option<Vec<u8>> {
 fn repacking_loses_nothing() {
     let _guard = GLOBALS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     for ty in Type::ALL.iter().copied().filter(|ty| ty.family().is_some()) {
-        let mut runner =
-            TestRunner::new(Config { cases: 48, failure_persistence: None, ..Config::default() });
+        let mut runner = TestRunner::new(config(48));
         let result = runner.run(&cases(ty), |case| {
-            let bytes = weights(ty, &mut Rng(case.seed), &case);
+            let (bytes, _, _) = case.fill(ty);
             let w = Matrix::new(ty, case.rows, case.cols, &bytes, &[]).expect("a valid matrix");
             assert!(set_level(Level::Scalar));
             let (expected, written) = (decode(&w), repacked(&w).expect("a block format"));
-            for level in available() {
+            for level in levels() {
                 assert!(set_level(level));
                 assert!(repacked(&w).expect("a block format") == written, "{ty:?} at {level:?}: other bytes");
                 let again =
@@ -311,21 +218,12 @@ fn repacking_refuses_what_it_cannot_do() {
     Matrix::repacked(Type::Q8_0, 0, 32, &[], &[]).expect("a matrix without rows");
 }
 
-fn available() -> Vec<Level> {
-    let (available, skipped): (Vec<_>, Vec<_>) = Level::ALL.iter().partition(|level| level.available());
-    if !skipped.is_empty() {
-        println!("SKIPPED, this CPU has no {skipped:?}");
-    }
-    available
-}
-
 #[test]
 fn results_depend_on_nothing_but_weights_and_column() {
     let _guard = GLOBALS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let available = available();
+    let available = levels();
     for &ty in Type::ALL {
-        let mut runner =
-            TestRunner::new(Config { cases: 96, failure_persistence: None, ..Config::default() });
+        let mut runner = TestRunner::new(config(96));
         let result = runner.run(&cases(ty), |case| {
             check(ty, &case, &available);
             Ok(())
@@ -339,16 +237,14 @@ fn results_depend_on_nothing_but_weights_and_column() {
 #[test]
 fn results_do_not_depend_on_threads() {
     let _guard = GLOBALS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    for level in available() {
+    for level in levels() {
         assert!(set_level(level));
         for (i, &ty) in Type::ALL.iter().enumerate() {
             // Large enough for several tasks, with a last one that is not full; and one column alone.
             for (rows, n) in [(83, 40), (1107, 1)] {
-                let case = Case { rows, cols: 768, n, contents: Contents::Random, seed: i as u64 + 1 };
-                let mut rng = Rng(case.seed);
-                let bytes = weights(ty, &mut rng, &case);
-                let scales = vec![0.7; if ty == Type::F8E4M3 { case.rows.div_ceil(128) * 6 } else { 1 }];
-                let x = activations(&mut rng, &case);
+                let seed = i as u64 + 1;
+                let case = Case { rows, cols: 768, n, threads: 1, contents: Contents::Random, seed };
+                let (bytes, scales, x) = case.fill(ty);
                 let w = Matrix::new(ty, case.rows, case.cols, &bytes, &scales).expect("a valid matrix");
                 for precision in [Precision::Int8, Precision::F32] {
                     set_threads(1);
@@ -376,17 +272,13 @@ fn long_rows_and_many_columns() {
     let _guard = GLOBALS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     for &ty in Type::ALL {
         for (rows, cols, n) in SHAPES.into_iter().filter(|shape| shape.1.is_multiple_of(ty.block())) {
-            let case = Case { rows, cols, n, contents: Contents::Random, seed: 7 };
-            let mut rng = Rng(case.seed);
-            let bytes = weights(ty, &mut rng, &case);
-            let scales =
-                vec![0.7; if ty == Type::F8E4M3 { rows.div_ceil(128) * cols.div_ceil(128) } else { 1 }];
-            let x = activations(&mut rng, &case);
+            let case = Case { rows, cols, n, threads: 1, contents: Contents::Random, seed: 7 };
+            let (bytes, scales, x) = case.fill(ty);
             let w = Matrix::new(ty, rows, cols, &bytes, &scales).expect("a valid matrix");
             for precision in [Precision::Int8, Precision::F32] {
                 assert!(set_level(Level::Scalar));
                 let expected = run(&w, &x, precision);
-                for level in available() {
+                for level in levels() {
                     assert!(set_level(level));
                     let found = run(&w, &x, precision);
                     if let Some(difference) = difference(&found, &expected) {
@@ -421,7 +313,7 @@ fn the_largest_sum_is_exact() {
     block[208..].copy_from_slice(&[0x00, 0x3c]);
     let w = Matrix::new(Type::Q6K, 1, 256, &block, &[]).expect("a valid matrix");
     let expected = 256.0 * 32.0 * 128.0f32;
-    for level in available() {
+    for level in levels() {
         assert!(set_level(level));
         for n in [1, 2] {
             let found = run(&w, &vec![1.0; 256 * n], Precision::Int8);

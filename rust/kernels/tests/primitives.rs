@@ -3,11 +3,13 @@
 
 #![allow(clippy::needless_range_loop, reason = "rows and lanes have numbers")]
 
+mod setup;
+
 use kizami_kernels::chunk::{ActChunk, CHUNK, GROUPED_OFFSET, SUB, SUPER_OFFSET};
 use kizami_kernels::dispatch::{Op, dispatch_at};
 use kizami_kernels::isa::{Isa, LANES};
-use kizami_kernels::levels;
 use proptest::prelude::*;
+use setup::{config, levels};
 
 /// Everything the primitives return, as numbers that can be compared.
 #[derive(Debug)]
@@ -188,7 +190,7 @@ fn activations(codes: &[u8], offset: u8) -> ActChunk {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(config(256))]
     #[test]
     fn every_level_returns_what_scalar_returns(
         bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(0), Just(127), Just(128), Just(255)], 64 * LANES),

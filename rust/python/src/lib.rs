@@ -71,6 +71,12 @@ fn isa() -> &'static str {
     kernels::level().name()
 }
 
+/// The instruction sets this build knows, lowest first.
+#[pyfunction]
+fn isa_levels() -> Vec<&'static str> {
+    kernels::Level::ALL.iter().map(|l| l.name()).collect()
+}
+
 /// The instruction sets this CPU can run, lowest first.
 #[pyfunction]
 fn isa_available() -> Vec<&'static str> {
@@ -101,6 +107,7 @@ mod _core {
     use super::tensor::Tensor;
     #[pymodule_export]
     use super::{
-        after_fork, isa, isa_available, profile, profile_take, read_bandwidth, set_isa, set_threads, threads,
+        after_fork, isa, isa_available, isa_levels, profile, profile_take, read_bandwidth, set_isa,
+        set_threads, threads,
     };
 }

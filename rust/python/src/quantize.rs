@@ -2,7 +2,7 @@
 
 use crate::error;
 use crate::tensor::{Tensor, importance};
-use kizami_kernels::Type;
+use kizami_kernels::{Family, Type, repacked_bytes};
 use kizami_quantizer::tensor;
 use numpy::PyReadonlyArray2;
 use pyo3::prelude::*;
@@ -21,15 +21,19 @@ fn parse(name: &str) -> PyResult<Type> {
 /// One dictionary per format: what every table of formats in Python is made from.
 #[pyfunction]
 pub(crate) fn types(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
-    let describe = |ty: &Type| {
+    let describe = |&ty: &Type| {
         let d = PyDict::new(py);
         d.set_item("name", ty.name())?;
         d.set_item("ggml_id", ty.ggml_id())?;
         d.set_item("block", ty.block())?;
         d.set_item("block_bytes", ty.block_bytes())?;
+        d.set_item("halves", ty.halves())?;
         d.set_item("bpw", ty.bpw())?;
         d.set_item("quantized", ty.family().is_some())?;
+        d.set_item("family", ty.family().map(Family::name))?;
+        d.set_item("repacked_bpw", repacked_bytes(ty, 1, 256).map(|bytes| bytes as f64 / 512.0))?;
         d.set_item("llama_ftype", ty.llama_ftype())?;
+        d.set_item("description", ty.description())?;
         Ok(d)
     };
     Type::ALL.iter().map(describe).collect()

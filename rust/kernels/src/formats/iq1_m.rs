@@ -50,10 +50,12 @@ const ONES: u64 = 0x0101_0101_0101_0101;
 impl Format for Iq1M {
     type Block = BlockIq1M;
     type Chunk = BlockIq1M;
+    const HALVES: &'static [usize] = &[];
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
     const D_FACTOR: f32 = 0.125;
     const SUB: usize = 16;
+    const MAX_SCALE: i32 = 15;
     const BITS: usize = 3;
     const LEVELS: Levels = Levels::Table(grids::levels(&[
         SUPER_OFFSET - 9,

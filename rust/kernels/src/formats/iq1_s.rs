@@ -46,6 +46,7 @@ impl Format for Iq1S {
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
     const D_FACTOR: f32 = 0.125;
+    const MAX_SCALE: i32 = 15;
     const BITS: usize = 2;
     const LEVELS: Levels =
         Levels::Shifted(grids::levels(&[SUPER_OFFSET - 8, SUPER_OFFSET, SUPER_OFFSET + 8]));

@@ -54,6 +54,7 @@ impl Format for Iq2S {
     const SIGNED: bool = true;
     const D_FACTOR: f32 = 0.125;
     const SUB: usize = 16;
+    const MAX_SCALE: i32 = 31;
     const BITS: usize = 3;
     const LEVELS: Levels = Levels::Table(grids::signed(&MAGNITUDES));
 

@@ -82,6 +82,7 @@ impl Format for Iq2Xxs {
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
     const D_FACTOR: f32 = 0.125;
+    const MAX_SCALE: i32 = 31;
     const BITS: usize = 3;
     const LEVELS: Levels = Levels::Table(grids::signed(&MAGNITUDES));
 

@@ -53,6 +53,7 @@ impl Format for Iq3S {
     type Chunk = BlockIq3S;
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
+    const MAX_SCALE: i32 = 31;
     const BITS: usize = 4;
     const LEVELS: Levels = Levels::Table(grids::signed(&MAGNITUDES));
 

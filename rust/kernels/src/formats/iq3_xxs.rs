@@ -72,6 +72,7 @@ impl Format for Iq3Xxs {
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
     const D_FACTOR: f32 = 0.25;
+    const MAX_SCALE: i32 = 31;
     const BITS: usize = 4;
     const LEVELS: Levels = Levels::Table(grids::signed(&MAGNITUDES));
 

@@ -40,6 +40,7 @@ pub struct Mxfp4;
 impl Format for Mxfp4 {
     type Block = BlockMxfp4;
     type Chunk = [BlockMxfp4; 8];
+    const HALVES: &'static [usize] = &[];
     const FAMILY: Family = Family::Grouped;
     const SCALE: Scale = Scale::Brain;
     const BITS: usize = 4;

@@ -54,6 +54,7 @@ pub struct Nvfp4;
 impl Format for Nvfp4 {
     type Block = BlockNvfp4;
     type Chunk = [BlockNvfp4; 4];
+    const HALVES: &'static [usize] = &[];
     const FAMILY: Family = Family::Grouped;
     const SUB: usize = 16;
     const BITS: usize = 4;

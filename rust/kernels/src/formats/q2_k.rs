@@ -15,6 +15,7 @@ use crate::chunk::Weights;
 use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
+use std::mem::offset_of;
 
 /// One block as it lies in the file.
 #[repr(C)]
@@ -38,9 +39,11 @@ pub struct Q2K;
 impl Format for Q2K {
     type Block = BlockQ2K;
     type Chunk = BlockQ2K;
+    const HALVES: &'static [usize] = &[offset_of!(BlockQ2K, d), offset_of!(BlockQ2K, dmin)];
     const FAMILY: Family = Family::Super;
     const HAS_MIN: bool = true;
     const SUB: usize = 16;
+    const MAX_SCALE: i32 = 15;
     const BITS: usize = 2;
     const LEVELS: Levels = Levels::From(0);
 

@@ -16,6 +16,7 @@ use crate::chunk::{SUPER_OFFSET, Weights};
 use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
+use std::mem::offset_of;
 
 /// One block as it lies in the file.
 #[repr(C)]
@@ -61,9 +62,11 @@ pub struct Q3K;
 impl Format for Q3K {
     type Block = BlockQ3K;
     type Chunk = BlockQ3K;
+    const HALVES: &'static [usize] = &[offset_of!(BlockQ3K, d)];
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
     const SUB: usize = 16;
+    const MAX_SCALE: i32 = 32;
     const BITS: usize = 3;
     const LEVELS: Levels = Levels::From(SUPER_OFFSET - 4);
 

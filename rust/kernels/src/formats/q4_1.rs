@@ -12,6 +12,7 @@ use crate::chunk::{GROUPED_OFFSET, Weights};
 use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
+use std::mem::offset_of;
 
 /// One block as it lies in the file.
 #[repr(C)]
@@ -33,6 +34,7 @@ pub struct Q4_1;
 impl Format for Q4_1 {
     type Block = BlockQ4_1;
     type Chunk = [BlockQ4_1; 8];
+    const HALVES: &'static [usize] = &[offset_of!(BlockQ4_1, d), offset_of!(BlockQ4_1, m)];
     const FAMILY: Family = Family::Grouped;
     const HAS_MIN: bool = true;
     const BITS: usize = 4;

@@ -17,6 +17,7 @@ use crate::chunk::Weights;
 use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
+use std::mem::offset_of;
 
 /// One block as it lies in the file.
 #[repr(C)]
@@ -55,8 +56,10 @@ pub struct Q4K;
 impl Format for Q4K {
     type Block = BlockQ4K;
     type Chunk = BlockQ4K;
+    const HALVES: &'static [usize] = &[offset_of!(BlockQ4K, d), offset_of!(BlockQ4K, dmin)];
     const FAMILY: Family = Family::Super;
     const HAS_MIN: bool = true;
+    const MAX_SCALE: i32 = 63;
     const BITS: usize = 4;
     const LEVELS: Levels = Levels::From(0);
 

@@ -16,6 +16,7 @@ use crate::chunk::{GROUPED_OFFSET, Weights};
 use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
+use std::mem::offset_of;
 
 /// One block as it lies in the file.
 #[repr(C)]
@@ -39,6 +40,7 @@ pub struct Q5_1;
 impl Format for Q5_1 {
     type Block = BlockQ5_1;
     type Chunk = [BlockQ5_1; 8];
+    const HALVES: &'static [usize] = &[offset_of!(BlockQ5_1, d), offset_of!(BlockQ5_1, m)];
     const FAMILY: Family = Family::Grouped;
     const HAS_MIN: bool = true;
     const BITS: usize = 5;

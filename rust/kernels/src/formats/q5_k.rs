@@ -15,6 +15,7 @@ use crate::chunk::Weights;
 use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
+use std::mem::offset_of;
 
 /// One block as it lies in the file.
 #[repr(C)]
@@ -40,8 +41,10 @@ pub struct Q5K;
 impl Format for Q5K {
     type Block = BlockQ5K;
     type Chunk = BlockQ5K;
+    const HALVES: &'static [usize] = &[offset_of!(BlockQ5K, d), offset_of!(BlockQ5K, dmin)];
     const FAMILY: Family = Family::Super;
     const HAS_MIN: bool = true;
+    const MAX_SCALE: i32 = 63;
     const BITS: usize = 5;
     const LEVELS: Levels = Levels::From(0);
 

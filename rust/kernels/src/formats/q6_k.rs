@@ -18,6 +18,7 @@ use crate::chunk::{SUPER_OFFSET, Weights};
 use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
+use std::mem::offset_of;
 
 /// One block as it lies in the file.
 #[repr(C)]
@@ -41,9 +42,11 @@ pub struct Q6K;
 impl Format for Q6K {
     type Block = BlockQ6K;
     type Chunk = BlockQ6K;
+    const HALVES: &'static [usize] = &[offset_of!(BlockQ6K, d)];
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
     const SUB: usize = 16;
+    const MAX_SCALE: i32 = 128;
     const BITS: usize = 6;
     const LEVELS: Levels = Levels::From(SUPER_OFFSET - 32);
 

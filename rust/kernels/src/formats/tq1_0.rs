@@ -19,6 +19,7 @@ use crate::chunk::{CHUNK, SUPER_OFFSET, Weights};
 use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
+use std::mem::offset_of;
 
 /// One block as it lies in the file.
 #[repr(C)]
@@ -56,8 +57,10 @@ pub struct Tq1_0;
 impl Format for Tq1_0 {
     type Block = BlockTq1_0;
     type Chunk = BlockTq1_0;
+    const HALVES: &'static [usize] = &[offset_of!(BlockTq1_0, d)];
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
+    const MAX_SCALE: i32 = 1;
     const BITS: usize = 2;
     const LEVELS: Levels = Levels::From(SUPER_OFFSET - 1);
 

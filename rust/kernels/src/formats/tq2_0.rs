@@ -12,6 +12,7 @@ use crate::chunk::{SUPER_OFFSET, Weights};
 use crate::format::{Family, Format, Levels};
 use crate::isa::Isa;
 use bytemuck::{Pod, Zeroable};
+use std::mem::offset_of;
 
 /// One block as it lies in the file.
 #[repr(C)]
@@ -31,8 +32,10 @@ pub struct Tq2_0;
 impl Format for Tq2_0 {
     type Block = BlockTq2_0;
     type Chunk = BlockTq2_0;
+    const HALVES: &'static [usize] = &[offset_of!(BlockTq2_0, d)];
     const FAMILY: Family = Family::Super;
     const SIGNED: bool = true;
+    const MAX_SCALE: i32 = 1;
     const BITS: usize = 2;
     const LEVELS: Levels = Levels::From(SUPER_OFFSET - 1);
 

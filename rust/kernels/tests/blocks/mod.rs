@@ -1,26 +1,18 @@
-//! Where block formats keep their scales and minimums, so that tests can choose them: random bits elsewhere are
-//! ordinary weights, here they would be huge or NaN.
+//! Writes the scales and minimums of blocks, so that tests can choose them: random bits elsewhere are ordinary
+//! weights, here they would be huge or NaN.
 
 use kizami_kernels::Type;
 use kizami_kernels::convert::f16_to_f32;
 
-/// Where the f16 scales of a block are, minimums last.
-fn halves(ty: Type) -> &'static [usize] {
-    match ty {
-        Type::Q4_1 | Type::Q5_1 | Type::Q4K | Type::Q5K => &[0, 2],
-        Type::Q2K => &[80, 82],
-        Type::Q3K => &[108],
-        Type::Q6K => &[208],
-        Type::Tq1_0 => &[52],
-        Type::Tq2_0 => &[64],
-        Type::Iq1M | Type::Mxfp4 | Type::Nvfp4 => &[],
-        _ => &[0],
-    }
+/// Whether an f16 scales a block.
+#[allow(dead_code, reason = "not every test binary asks")]
+pub(crate) fn has_half(ty: Type) -> bool {
+    ty == Type::Iq1M || !ty.halves().is_empty()
 }
 
 /// Writes what `next` yields, bits of f16, into the scales of a block.
 pub(crate) fn set_scales(ty: Type, block: &mut [u8], mut next: impl FnMut() -> u16) {
-    for &at in halves(ty) {
+    for &at in ty.halves() {
         block[at..at + 2].copy_from_slice(&next().to_le_bytes());
     }
     match ty {
@@ -53,6 +45,6 @@ pub(crate) fn largest_min(ty: Type, block: &[u8]) -> f32 {
         Type::Q4K | Type::Q5K => 63.0,
         _ => return 0.0,
     };
-    let at = *halves(ty).last().expect("the minimums' scale");
+    let at = *ty.halves().last().expect("the minimums' scale");
     f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]])).abs() * factor
 }
