@@ -1,6 +1,9 @@
 //! Attention against f64 arithmetic, and its promise: the bits of a token's result depend on the weights, its
 //! own sequence and the form its segment takes; not on instruction set, threads or the rest of the batch.
 
+mod cases;
+
+use cases::cases;
 use kizami_kernels::matmul::Precision;
 use kizami_kernels::ops::attention::{Cache, CacheType, FEW, Mla, Segment};
 use kizami_kernels::ops::{Norm, Observation, rope};
@@ -183,7 +186,7 @@ fn available() -> impl Iterator<Item = Level> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn agrees_with_f64_and_itself(shape in shapes(), n in 1..160usize, cut in 0.0..1.0f64, seed in 1..u64::MAX / 2) {

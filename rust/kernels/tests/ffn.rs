@@ -2,7 +2,9 @@
 //! the batch, on the instruction set or on the number of threads.
 
 mod blocks;
+mod cases;
 
+use cases::cases;
 use kizami_kernels::matmul::Precision;
 use kizami_kernels::ops::Norm;
 use kizami_kernels::ops::ffn::{Experts, Ffn, FfnBlock, GroupScore, Router, Scoring};
@@ -34,7 +36,7 @@ fn weights(ty: Type, rows: usize, cols: usize, seed: &mut u64) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(cases(16))]
     #[test]
     fn fused_is_the_long_way(
         n in prop_oneof![Just(0), 1..40usize, Just(300)],

@@ -3,13 +3,15 @@
 //! the batch or the number of threads. And that result is close to the true one.
 
 mod blocks;
+mod cases;
 
+use cases::cases;
 use kizami_kernels::convert::f32_to_bf16;
 use kizami_kernels::matmul::{Columns, Precision, dequantize, matmul};
 use kizami_kernels::par::set_threads;
 use kizami_kernels::{Family, Level, Matrix, Type, repack, repacked_bytes, set_level};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::TestRunner;
 use std::sync::Mutex;
 
 /// The level and the thread pool belong to the process: one test at a time.
@@ -56,7 +58,7 @@ struct Case {
     seed: u64,
 }
 
-fn cases(ty: Type) -> impl Strategy<Value = Case> {
+fn shapes(ty: Type) -> impl Strategy<Value = Case> {
     let contents = prop::sample::select(vec![Contents::Random, Contents::Extreme, Contents::Hostile]);
     (1..=20usize, 1..=768 / ty.block(), 1..=40usize, contents, 1..u64::MAX).prop_map(
         move |(rows, blocks, n, contents, seed)| Case { rows, cols: blocks * ty.block(), n, contents, seed },
@@ -227,9 +229,8 @@ fn repacked(w: &Matrix<'_>) -> Option<Vec<u8>> {
 fn repacking_loses_nothing() {
     let _guard = GLOBALS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     for ty in Type::ALL.iter().copied().filter(|ty| ty.family().is_some()) {
-        let mut runner =
-            TestRunner::new(Config { cases: 48, failure_persistence: None, ..Config::default() });
-        let result = runner.run(&cases(ty), |case| {
+        let mut runner = TestRunner::new(cases(48));
+        let result = runner.run(&shapes(ty), |case| {
             let bytes = weights(ty, &mut Rng(case.seed), &case);
             let w = Matrix::new(ty, case.rows, case.cols, &bytes, &[]).expect("a valid matrix");
             let decode = |w: &Matrix<'_>| {
@@ -275,10 +276,14 @@ fn repacking_refuses_what_it_cannot_do() {
     Matrix::repacked(Type::Q8_0, 0, 32, &[]).expect("a matrix without rows");
 }
 
+/// The levels this CPU can run; says which, and which not (`.ci/neon` reads it).
 fn available() -> Vec<Level> {
-    let (available, skipped): (Vec<_>, Vec<_>) = Level::ALL.iter().partition(|level| level.available());
+    let (available, skipped): (Vec<Level>, Vec<Level>) =
+        Level::ALL.iter().partition(|level| level.available());
+    let names = |levels: &[Level]| levels.iter().map(|level| level.name()).collect::<Vec<_>>().join(" ");
+    println!("levels: {}", names(&available));
     if !skipped.is_empty() {
-        println!("SKIPPED, this CPU has no {skipped:?}");
+        println!("SKIPPED, this CPU has no {}", names(&skipped));
     }
     available
 }
@@ -288,9 +293,8 @@ fn results_depend_on_nothing_but_weights_and_column() {
     let _guard = GLOBALS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let available = available();
     for &ty in Type::ALL {
-        let mut runner =
-            TestRunner::new(Config { cases: 96, failure_persistence: None, ..Config::default() });
-        let result = runner.run(&cases(ty), |case| {
+        let mut runner = TestRunner::new(cases(96));
+        let result = runner.run(&shapes(ty), |case| {
             check(ty, &case, &available);
             Ok(())
         });

@@ -3,6 +3,9 @@
 
 #![allow(clippy::needless_range_loop, reason = "rows and lanes have numbers")]
 
+mod cases;
+
+use cases::cases;
 use kizami_kernels::chunk::{ActChunk, CHUNK, GROUP, GROUPED_OFFSET, SUB, SUPER_OFFSET};
 use kizami_kernels::dispatch::{Op, dispatch_at};
 use kizami_kernels::isa::{Isa, LANES};
@@ -170,7 +173,7 @@ fn activations(codes: &[u8]) -> ActChunk {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(cases(64))]
     #[test]
     fn every_level_returns_what_scalar_returns(
         bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(0), Just(127), Just(128), Just(255)], 64 * LANES),
