@@ -163,7 +163,7 @@ impl ActChunk {
 
     /// The same in sixteen bits.
     #[inline(always)]
-    pub(crate) fn pair_start(&self, first: usize, words: usize) -> i32 {
+    pub fn pair_start(&self, first: usize, words: usize) -> i32 {
         bytemuck::cast(if words == GROUP / 4 {
             self.pairs32[first / words]
         } else {

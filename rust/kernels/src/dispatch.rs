@@ -4,6 +4,8 @@
 //! and one line in the table here.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "aarch64")]
+use crate::isa::neon;
 use crate::isa::{Isa, environment::Environment, scalar::Scalar};
 #[cfg(target_arch = "x86_64")]
 use crate::isa::{avx2, avx512};
@@ -63,6 +65,12 @@ levels! {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: as above.
     Avx512Vbmi "avx512vbmi", avx512::detected_vbmi(), |op| unsafe { avx512::enter_vbmi(avx512::Avx512::new_unchecked(), op) };
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    Neon "neon", neon::detected(), |op| unsafe { neon::enter(neon::Neon::new_unchecked(), op) };
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    Dotprod "dotprod", neon::detected_dotprod(), |op| unsafe { neon::enter_dotprod(neon::Neon::new_unchecked(), op) };
 }
 
 impl Level {

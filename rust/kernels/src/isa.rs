@@ -17,6 +17,9 @@ pub mod avx2;
 pub mod avx512;
 #[allow(unsafe_code)]
 pub(crate) mod environment;
+#[cfg(target_arch = "aarch64")]
+#[allow(unsafe_code)]
+pub mod neon;
 pub mod scalar;
 
 /// Logical lanes of the float and integer primitives.
@@ -24,7 +27,7 @@ pub const LANES: usize = 16;
 
 /// One instruction set.
 pub trait Isa: Copy + Send + Sync + 'static {
-    /// Sixteen f32 lanes: one 512-bit register, two of 256 bits, or an array.
+    /// Sixteen f32 lanes: one 512-bit register, two of 256 bits, four of 128, or an array.
     type F: Copy;
     /// Sixteen i32 lanes.
     type V: Copy;

@@ -13,17 +13,20 @@ pub(crate) fn config(cases: u32) -> Config {
     Config { cases: asked.unwrap_or(cases), failure_persistence: None, ..Config::default() }
 }
 
-/// The levels this CPU can run, lowest first; says which it cannot, once per test binary.
+/// The levels this CPU can run, lowest first; says once per test binary which they are and which it cannot run.
+/// `.ci/neon` and `.ci/emulate` read that.
 pub(crate) fn levels() -> Vec<Level> {
     static SAID: Once = Once::new();
     let (available, skipped): (Vec<Level>, Vec<Level>) =
         Level::ALL.iter().partition(|level| level.available());
     SAID.call_once(|| {
-        for level in skipped {
-            // To the handle itself: of a test that passes, the harness swallows what `eprintln!` writes.
-            let line = format!("NOT TESTED, this CPU cannot run it: {}\n", level.name());
-            std::io::stderr().write_all(line.as_bytes()).expect("standard error");
+        let names = |levels: &[Level]| levels.iter().map(|level| level.name()).collect::<Vec<_>>().join(" ");
+        let mut text = format!("\nlevels: {}\n", names(&available));
+        if !skipped.is_empty() {
+            text += &format!("NOT TESTED, this CPU cannot run: {}\n", names(&skipped));
         }
+        // To the handle itself: of a test that passes, the harness swallows what `eprintln!` writes.
+        std::io::stderr().write_all(text.as_bytes()).expect("standard error");
     });
     available
 }
