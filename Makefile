@@ -1,6 +1,7 @@
 # What a person types and what CI calls are the same targets. `make` alone lists them.
 #
-# Needs python3 (3.10 or newer, with venv), cargo and make; everything else goes into .venv.
+# Needs python3 (3.10 or newer, with venv), cargo and make; everything else goes into .venv. `make neon` also needs an
+# emulator, which it installs where it may.
 # Stamps in .venv keep work from being done twice: a target is rebuilt when its sources changed.
 
 PYTHON ?= python3
@@ -48,6 +49,10 @@ bench: $(VENV)/.built $(VENV)/.test ## measure kernels and tokens per second
 .PHONY: docs
 docs: $(VENV)/.built ## regenerate the pages under docs/ that are made from the code
 	$(BIN)/python docs/make_cli.py
+
+.PHONY: neon
+neon: $(VENV)/.built ## run the Rust tests on aarch64, emulated where this is none, and the wheel there
+	.ci/neon
 
 .PHONY: formats
 formats: $(VENV)/.built ## measure every format, on a quiet machine, and write docs/formats.md
