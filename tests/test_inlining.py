@@ -45,6 +45,9 @@ LEVELS = {
     "avx2": Level(
         "avx2::enter", "vpmaddubsw", frozenset({"vfmadd231ps", "vcvtph2ps", "vpmaddwd"}), ("%zmm", "%k")
     ),
+    "avxvnni": Level(
+        "avx2::enter_vnni", "vpdpbusd", frozenset({"vfmadd231ps", "vcvtph2ps", "vpmulld"}), ("%zmm", "%k")
+    ),
     "avx512": Level("avx512::enter", "vpdpbusd", VNNI512),
     "avx512vbmi": Level(
         "avx512::enter_vbmi", "vpdpbusd", VNNI512 | {"vpermb", "vpmultishiftqb", "vgf2p8affineqb"}
