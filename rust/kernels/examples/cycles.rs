@@ -76,7 +76,7 @@ fn main() {
             if let Some(size) = repacked_bytes(ty, ROWS, COLS) {
                 let mut records = vec![0; size];
                 repack(&rows, &mut records).expect("a buffer of the right size");
-                let repacked = Matrix::repacked(ty, ROWS, COLS, &records, &[]).expect("what was written");
+                let repacked = Matrix::repacked(ty, ROWS, COLS, &records, &scales).expect("what was written");
                 measure(level, &repacked, "repacked", &mut rng);
             }
         }

@@ -1,9 +1,10 @@
 //! What an instruction set must offer: primitives, no formats, no drivers.
 //!
 //! An implementation is a zero-sized token; holding one proves that the instructions exist,
-//! because only [`crate::dispatch`] makes them after asking the CPU. Every method must return exactly what
-//! [`scalar::Scalar`] returns (any NaN for a NaN) and, on real instruction sets, be `#[inline(always)]`; the register width is
-//! the implementation's business. Only files under `isa/` and `dispatch.rs` may use `unsafe`.
+//! because only [`crate::dispatch`] makes them after asking the CPU. Numbers and bytes that methods return must be exactly those of
+//! [`scalar::Scalar`] (any NaN for a NaN); what stands in between is the implementation's business: the register width, what
+//! `D`, `S` and `U` hold, starts and factors. On real instruction sets every method is `#[inline(always)]`. Only files under
+//! `isa/` and `dispatch.rs` may use `unsafe`.
 
 use crate::chunk::{ActChunk, GROUPED_OFFSET, SUPER_OFFSET};
 use crate::dispatch::Op;
@@ -45,7 +46,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const TILE: usize;
     /// Whether [`Isa::D`] has sixteen bits and holds no more words than [`crate::repack::Layout::REACH`].
     const NARROW: bool;
-    /// What the signed codes of a `Super` format are shifted up by when they meet activations.
+    /// What the signed codes of a `Super` format are shifted up by when they meet activations: what starts are made for
+    /// ([`ActChunk::starts`], or [`ActChunk::pairs`]), or zero where bytes are signed and nothing has to start.
     const SUPER_OFFSET: u8 = SUPER_OFFSET;
     /// The same for `Grouped` formats with few levels.
     const SMALL_OFFSET: u8 = GROUPED_OFFSET;
@@ -118,7 +120,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Minus the offset times the sum of the activations of `words` words from `first` on: what products with
     /// shifted codes start from. `words` is 4 or 8.
     fn dot_start(self, a: &ActChunk, first: usize, words: usize) -> Self::D;
-    /// `acc[r] + sum over i < 4 of w[4 r + i] * byte i of a`; bytes of `w` are at most 127, those of `a` signed.
+    /// `acc[r] + sum over i < 4 of w[4 r + i] * byte i of a`, with signed bytes of `a`; bytes of `w` are at most 127, or
+    /// signed where the offset is zero.
     fn dot(self, acc: Self::D, w: Self::Q, a: i32) -> Self::D;
     /// The sums.
     fn dot_sum(self, acc: Self::D) -> Self::V;

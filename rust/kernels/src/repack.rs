@@ -111,6 +111,8 @@ pub(crate) const fn words<I: Isa, F: Format>() -> usize {
 /// What is added to the code bytes of a format to give those that an instruction set multiplies.
 #[inline(always)]
 pub(crate) const fn moved<I: Isa, F: Format>() -> u8 {
+    // Sixteen-bit sums start from `ActChunk::pairs`, which know one offset; whole lanes beside them from `starts`.
+    assert!(!I::NARROW || (I::SUPER_OFFSET == SUPER_OFFSET && I::SMALL_OFFSET == SUPER_OFFSET));
     let (from, to) = match F::FAMILY {
         Family::Super if F::SIGNED => (SUPER_OFFSET, I::SUPER_OFFSET),
         Family::Super => (0, 0),

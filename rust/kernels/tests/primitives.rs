@@ -120,7 +120,8 @@ impl Op for All<'_> {
                 for k in first..first + words {
                     let signed = low[k % LANES].map(|x| SUPER_OFFSET - largest + x % (2 * largest));
                     let unsigned = low[k % LANES].map(|x| x % 16);
-                    sums[0] = isa.dot(sums[0], isa.bytes(&signed), quad[k]);
+                    let shifted = isa.splat_byte(I::SUPER_OFFSET.wrapping_sub(SUPER_OFFSET));
+                    sums[0] = isa.dot(sums[0], isa.add(isa.bytes(&signed), shifted), quad[k]);
                     sums[1] = isa.dot(sums[1], isa.bytes(&unsigned), quad[k]);
                 }
                 for sum in sums {
