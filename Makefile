@@ -55,8 +55,12 @@ docs: $(VENV)/.built ## regenerate the pages under docs/ that are made from the 
 	$(BIN)/python docs/make_cli.py
 
 .PHONY: neon
-neon: $(VENV)/.built ## run the Rust tests on aarch64, emulated where this is none, and the wheel there
+neon: ## run the tests of the kernels on aarch64, emulated where this is none
 	.ci/neon
+
+.PHONY: neon-wheel
+neon-wheel: $(VENV)/.built ## build the wheel for aarch64, install and test it there
+	.ci/neon wheel
 
 .PHONY: formats
 formats: $(VENV)/.built ## measure every format, on a quiet machine, and write docs/formats.md
