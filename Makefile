@@ -33,10 +33,6 @@ test: $(VENV)/.built $(VENV)/.test ## run the tests of the Rust crates and of th
 	cargo test --locked $(CRATES)
 	$(BIN)/python -m pytest
 
-.PHONY: emulate
-emulate: ## run the tests of the kernels on emulated CPUs with AVX-VNNI and AVX-512
-	.ci/emulate
-
 .PHONY: lint
 lint: $(VENV)/.built $(VENV)/.test $(VENV)/.lint ## check style, types, stubs and warnings
 	cargo fmt --check

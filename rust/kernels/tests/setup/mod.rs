@@ -14,7 +14,7 @@ pub(crate) fn config(cases: u32) -> Config {
 }
 
 /// The levels this CPU can run, lowest first; says once per test binary which they are and which it cannot run.
-/// `.ci/neon` and `.ci/emulate` read that.
+/// `.ci/neon` reads that.
 pub(crate) fn levels() -> Vec<Level> {
     static SAID: Once = Once::new();
     let (available, skipped): (Vec<Level>, Vec<Level>) =
