@@ -274,11 +274,17 @@ class GgufWriter:
 class Observer:
     """Sums of squares of every linear layer's input: the imatrix in the making. Filled by `forward` calls."""
 
-    def __new__(cls) -> Observer:
-        """An empty one."""
+    def __new__(cls, moments: Sequence[str] = ()) -> Observer:
+        """An empty one, which also collects second moments for the tensors that `moments` names."""
 
     def entries(self) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
         """(tensor name, sums float32 `[n_mat, cols]`, tokens float32 `[n_mat]`)."""
+
+    def moments(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Sums of `x xᵀ` over the inputs of a tensor: float64 `[n_mat, cols, cols]`, and tokens float64 `[n_mat]`.
+
+        None where they were not asked for, or nothing was seen.
+        """
 
 @final
 class Cache:

@@ -15,8 +15,8 @@ pub(crate) use head::Head;
 pub(crate) use mla::Mla;
 
 use crate::error;
-use kizami_quantizer::Statistics;
-use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadwriteArray2};
+use kizami_quantizer::{Moments, Statistics};
+use numpy::{PyArray1, PyArray2, PyArray3, PyArrayMethods, PyReadwriteArray2};
 use pyo3::prelude::*;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -24,7 +24,7 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sums of squares of every linear layer's input, per tensor: the imatrix in the making.
+/// Sums of squares of every linear layer's input, per tensor: the imatrix in the making; of some, second moments.
 #[pyclass(frozen, module = "kizami._core")]
 pub(crate) struct Observer {
     statistics: Mutex<Statistics>,
@@ -33,8 +33,9 @@ pub(crate) struct Observer {
 #[pymethods]
 impl Observer {
     #[new]
-    fn new() -> Self {
-        Self { statistics: Mutex::default() }
+    #[pyo3(signature = (moments=Vec::new()))]
+    fn new(moments: Vec<String>) -> Self {
+        Self { statistics: Mutex::new(Statistics::with_moments(moments)) }
     }
 
     #[expect(clippy::type_complexity, reason = "name, sums, counts: what an imatrix file holds")]
@@ -50,6 +51,20 @@ impl Observer {
             Ok((name.to_owned(), sums, counts))
         });
         entries.collect()
+    }
+
+    #[expect(clippy::type_complexity, reason = "sums and counts, as above")]
+    fn moments<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+    ) -> PyResult<Option<(Bound<'py, PyArray3<f64>>, Bound<'py, PyArray1<f64>>)>> {
+        let statistics = lock(&self.statistics);
+        let Some(moments) = statistics.moments(name) else { return Ok(None) };
+        let (count, cols) = (moments.len(), moments[0].cols());
+        let sums: Vec<f64> = py.detach(|| moments.iter().flat_map(Moments::sums).collect());
+        let tokens = PyArray1::from_iter(py, moments.iter().map(|m| m.tokens() as f64));
+        Ok(Some((PyArray1::from_vec(py, sums).reshape([count, cols, cols])?, tokens)))
     }
 }
 

@@ -8,6 +8,7 @@
 pub mod encode;
 pub mod error;
 pub mod metric;
+pub mod moments;
 pub mod plan;
 pub mod statistics;
 pub mod tensor;
@@ -15,5 +16,6 @@ pub mod tensor;
 pub use encode::encode_rows;
 pub use error::Error;
 pub use metric::Metric;
+pub use moments::Moments;
 pub use plan::solve;
 pub use statistics::Statistics;

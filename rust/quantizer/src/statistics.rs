@@ -1,10 +1,11 @@
-//! What calibration remembers of each linear layer's inputs: the imatrix.
+//! What calibration remembers of each linear layer's inputs: the imatrix and, where asked for, second moments.
 //!
 //! Per matrix of a tensor (per expert, per head): the sum of squared inputs of each column and the
 //! number of inputs. Sums are f64, in token order, so that they do not depend on threads or batches.
 
+use crate::Moments;
 use kizami_kernels::ops::Observation;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Sums for one tensor.
 #[derive(Debug, Clone)]
@@ -40,11 +41,25 @@ impl Entry {
 #[derive(Debug, Clone, Default)]
 pub struct Statistics {
     entries: BTreeMap<String, Entry>,
+    /// Tensors whose second moments are kept too, a matrix of them for each of its own.
+    wanted: BTreeSet<String>,
+    moments: BTreeMap<String, Vec<Moments>>,
 }
 
 impl Statistics {
+    /// Nothing seen yet; second moments will be kept for the tensors that `wanted` names.
+    pub fn with_moments(wanted: impl IntoIterator<Item = String>) -> Self {
+        Self { wanted: wanted.into_iter().collect(), ..Self::default() }
+    }
+
     /// Adds what one linear layer takes in.
     pub fn add(&mut self, name: &str, seen: &Observation<'_>) {
+        if self.wanted.contains(name) {
+            if !self.moments.contains_key(name) {
+                self.moments.insert(name.to_owned(), vec![Moments::new(seen.cols); seen.count]);
+            }
+            self.moments.get_mut(name).expect("just inserted")[seen.index].add(seen.x, seen.pick);
+        }
         if !self.entries.contains_key(name) {
             let entry = Entry {
                 cols: seen.cols,
@@ -76,5 +91,10 @@ impl Statistics {
     /// All entries in name order.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
         self.entries.iter().map(|(name, e)| (name.as_str(), e))
+    }
+
+    /// The second moments of a tensor's inputs, if they were wanted and there were any: of each of its matrices.
+    pub fn moments(&self, name: &str) -> Option<&[Moments]> {
+        self.moments.get(name).map(Vec::as_slice)
     }
 }

@@ -103,6 +103,10 @@ impl FfnBlock<'_> {
                 self.observe(observer, part, count, &places, &groups, routed, inputs);
             }
         };
+        if let (Some(observer), true) = (&mut observer, self.routed.is_some()) {
+            // What the router takes in, and with it every network of the block.
+            observer(Observation { role: "ffn_gate_inp", index: 0, count: 1, cols: d, x: &h, pick: None });
+        }
         see(&mut observer, 0, &[&h]);
         see(&mut observer, 1, &[&h]);
 
