@@ -148,13 +148,15 @@ impl<'a, F: Format> Record<'a, F> {
         }
     }
 
-    /// Asks for as many lines as group `g` takes of the record that one column meets some kilobytes later.
+    /// Asks for as many lines as group `g` takes, of what one column meets some kilobytes later. Some CPUs keep up with
+    /// codes by themselves ([`Isa::PREFETCH`]): there it helps only where sixteen floats of each row, or codes of
+    /// eight bits, keep more lines under way than they follow.
     #[inline(always)]
     pub(crate) fn prefetch_ahead<I: Isa>(&self, isa: I, g: usize) {
-        if I::PREFETCH {
+        if I::PREFETCH || F::FLOATS > GROUPS || F::BITS == 8 {
             let lines = F::SIZE / 64;
             for line in lines * g / GROUPS..lines * (g + 1) / GROUPS {
-                isa.prefetch(self.bytes, F::SIZE * const { 1 + (AHEAD - 1) / F::SIZE } + 64 * line);
+                isa.prefetch(self.bytes, AHEAD + 64 * line);
             }
         }
     }
