@@ -11,6 +11,9 @@
 
 mod codebook;
 mod e2m1;
+mod feedback;
+#[cfg(test)]
+mod feedback_tests;
 mod float;
 mod iq1_m;
 mod iq1_s;
@@ -26,6 +29,7 @@ mod line;
 mod lines;
 mod mxfp4;
 mod nvfp4;
+mod octet;
 mod octets;
 mod q1_0;
 mod q2_0;
@@ -39,15 +43,20 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod quads;
+mod scalar;
 mod signed;
+mod signs;
+mod split;
 mod steps;
 mod target;
 mod ternary;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tq1_0;
 mod tq2_0;
 
+use crate::curvature::Curvature;
 use crate::error::{Error, expect_len};
 use bytemuck::Pod;
 use kizami_kernels::dispatch::Op;
@@ -57,6 +66,8 @@ use kizami_kernels::formats::{
 };
 use kizami_kernels::isa::Isa;
 use kizami_kernels::{Type, dispatch};
+use split::Split;
+use std::marker::PhantomData;
 use target::Target;
 
 /// A format that can be written, in blocks of `N` weights.
@@ -79,79 +90,108 @@ pub fn encode_rows(
     importance: Option<&[f32]>,
     out: &mut [u8],
 ) -> Result<(), Error> {
-    let row_length = Error::RowLength { ty: ty.name(), cols, block: ty.block() };
-    let row_bytes = ty.row_bytes(cols).filter(|_| cols > 0).ok_or(row_length)?;
-    let n_rows = rows.len() / cols;
-    expect_len("weights of whole rows", rows.len(), n_rows * cols)?;
-    expect_len("encoded bytes", out.len(), n_rows * row_bytes)?;
-    if let Some(importance) = importance {
+    if let Some(importance) = importance.filter(|_| cols > 0) {
         expect_len("importance of columns", importance.len(), cols)?;
         if let Some(col) = importance.iter().position(|h| !h.is_finite() || *h < 0.0) {
             return Err(Error::Importance { col, value: importance[col] });
         }
     }
+    encode(ty, Job { rows, cols, importance, curvature: None, out })
+}
+
+/// As [`encode_rows`], but columns make up for the errors of those before them, as far as inputs go together.
+///
+/// The loss is `(w - ŵ) H (w - ŵ)ᵀ` per row, with `H` the second moments behind `curvature`, whose columns are those
+/// of the rows. Formats of few levels under one scale (TQ1_0, TQ2_0, Q2_0, Q1_0, MXFP4, NVFP4) and floats are encoded
+/// as [`encode_rows`] does under the diagonal of `H`. The method is block LDL rounding (QuIP#, arXiv 2402.04396) with
+/// a second level inside the block; see `encode/feedback.rs`.
+pub fn encode_rows_with_feedback(
+    ty: Type,
+    rows: &[f32],
+    curvature: &Curvature,
+    out: &mut [u8],
+) -> Result<(), Error> {
+    let (cols, importance) = (curvature.cols(), Some(curvature.importance()));
+    encode(ty, Job { rows, cols, importance, curvature: Some(curvature), out })
+}
+
+/// Rows to encode.
+struct Job<'a> {
+    rows: &'a [f32],
+    cols: usize,
+    importance: Option<&'a [f32]>,
+    /// For formats that know feedback.
+    curvature: Option<&'a Curvature>,
+    out: &'a mut [u8],
+}
+
+fn encode(ty: Type, job: Job<'_>) -> Result<(), Error> {
+    let (rows, cols) = (job.rows, job.cols);
+    let row_length = Error::RowLength { ty: ty.name(), cols, block: ty.block() };
+    let row_bytes = ty.row_bytes(cols).filter(|_| cols > 0).ok_or(row_length)?;
+    let n_rows = rows.len() / cols;
+    expect_len("weights of whole rows", rows.len(), n_rows * cols)?;
+    expect_len("encoded bytes", job.out.len(), n_rows * row_bytes)?;
     if !dispatch(AllFinite(rows)) {
         let at = rows.iter().position(|x| !x.is_finite()).unwrap_or_default();
         return Err(Error::Weight { row: at / cols, col: at % cols, value: rows[at] });
     }
     match ty {
-        Type::F32 | Type::F16 | Type::BF16 => float::encode(ty, rows, out),
-        Type::Q4_0 => blocks::<Q4_0, 32>(rows, cols, importance, out),
-        Type::Q4_1 => blocks::<Q4_1, 32>(rows, cols, importance, out),
-        Type::Q5_0 => blocks::<Q5_0, 32>(rows, cols, importance, out),
-        Type::Q5_1 => blocks::<Q5_1, 32>(rows, cols, importance, out),
-        Type::Q8_0 => blocks::<Q8_0, 32>(rows, cols, importance, out),
-        Type::Q2K => blocks::<Q2K, 256>(rows, cols, importance, out),
-        Type::Q3K => blocks::<Q3K, 256>(rows, cols, importance, out),
-        Type::Q4K => blocks::<Q4K, 256>(rows, cols, importance, out),
-        Type::Q5K => blocks::<Q5K, 256>(rows, cols, importance, out),
-        Type::Q6K => blocks::<Q6K, 256>(rows, cols, importance, out),
-        Type::Iq4Nl => blocks::<Iq4Nl, 32>(rows, cols, importance, out),
-        Type::Iq4Xs => blocks::<Iq4Xs, 256>(rows, cols, importance, out),
-        Type::Iq3S => blocks::<Iq3S, 256>(rows, cols, importance, out),
-        Type::Iq3Xxs => blocks::<Iq3Xxs, 256>(rows, cols, importance, out),
-        Type::Iq2S => blocks::<Iq2S, 256>(rows, cols, importance, out),
-        Type::Iq2Xs => blocks::<Iq2Xs, 256>(rows, cols, importance, out),
-        Type::Iq2Xxs => blocks::<Iq2Xxs, 256>(rows, cols, importance, out),
-        Type::Iq1M => blocks::<Iq1M, 256>(rows, cols, importance, out),
-        Type::Iq1S => blocks::<Iq1S, 256>(rows, cols, importance, out),
-        Type::Tq2_0 => blocks::<Tq2_0, 256>(rows, cols, importance, out),
-        Type::Tq1_0 => blocks::<Tq1_0, 256>(rows, cols, importance, out),
-        Type::Mxfp4 => blocks::<Mxfp4, 32>(rows, cols, importance, out),
-        Type::Nvfp4 => blocks::<Nvfp4, 64>(rows, cols, importance, out),
-        Type::Q2_0 => blocks::<Q2_0, 64>(rows, cols, importance, out),
-        Type::Q1_0 => blocks::<Q1_0, 128>(rows, cols, importance, out),
+        Type::F32 | Type::F16 | Type::BF16 => float::encode(ty, job.rows, job.out),
+        Type::Q4_0 => split::<Q4_0, 32>(job),
+        Type::Q4_1 => split::<Q4_1, 32>(job),
+        Type::Q5_0 => split::<Q5_0, 32>(job),
+        Type::Q5_1 => split::<Q5_1, 32>(job),
+        Type::Q8_0 => split::<Q8_0, 32>(job),
+        Type::Q2K => split::<Q2K, 256>(job),
+        Type::Q3K => split::<Q3K, 256>(job),
+        Type::Q4K => split::<Q4K, 256>(job),
+        Type::Q5K => split::<Q5K, 256>(job),
+        Type::Q6K => split::<Q6K, 256>(job),
+        Type::Iq4Nl => split::<Iq4Nl, 32>(job),
+        Type::Iq4Xs => split::<Iq4Xs, 256>(job),
+        Type::Iq3S => split::<Iq3S, 256>(job),
+        Type::Iq3Xxs => split::<Iq3Xxs, 256>(job),
+        Type::Iq2S => split::<Iq2S, 256>(job),
+        Type::Iq2Xs => split::<Iq2Xs, 256>(job),
+        Type::Iq2Xxs => split::<Iq2Xxs, 256>(job),
+        Type::Iq1M => split::<Iq1M, 256>(job),
+        Type::Iq1S => split::<Iq1S, 256>(job),
+        Type::Tq2_0 => blocks::<Tq2_0, 256>(job),
+        Type::Tq1_0 => blocks::<Tq1_0, 256>(job),
+        Type::Mxfp4 => blocks::<Mxfp4, 32>(job),
+        Type::Nvfp4 => blocks::<Nvfp4, 64>(job),
+        Type::Q2_0 => blocks::<Q2_0, 64>(job),
+        Type::Q1_0 => blocks::<Q1_0, 128>(job),
         Type::F8E4M3 => return Err(Error::NoEncoder { ty: ty.name() }),
     }
     Ok(())
 }
 
-fn blocks<E: Encode<N>, const N: usize>(
-    rows: &[f32],
-    cols: usize,
-    importance: Option<&[f32]>,
-    out: &mut [u8],
-) {
-    dispatch(Blocks::<E, N> { rows, cols, importance, out, format: std::marker::PhantomData });
+/// A format with feedback, where it is asked for.
+fn split<F: Split<N>, const N: usize>(job: Job<'_>) {
+    match job.curvature {
+        Some(curvature) => dispatch(feedback::Rows::<F, N> { job, curvature, format: PhantomData }),
+        None => blocks::<F, N>(job),
+    }
 }
 
-struct Blocks<'a, E, const N: usize> {
-    rows: &'a [f32],
-    cols: usize,
-    importance: Option<&'a [f32]>,
-    out: &'a mut [u8],
-    format: std::marker::PhantomData<E>,
+fn blocks<E: Encode<N>, const N: usize>(job: Job<'_>) {
+    dispatch(Blocks::<E, N>(job, PhantomData));
 }
+
+struct Blocks<'a, E, const N: usize>(Job<'a>, PhantomData<E>);
 
 impl<E: Encode<N>, const N: usize> Op for Blocks<'_, E, N> {
     type Out = ();
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        let (weights, _) = self.rows.as_chunks::<N>();
-        let importance = self.importance.map(|h| h.as_chunks::<N>().0);
-        let out = self.out.chunks_exact_mut(size_of::<E::Block>());
+        let Job { rows, cols, importance, out, .. } = self.0;
+        let (weights, _) = rows.as_chunks::<N>();
+        let importance = importance.map(|h| h.as_chunks::<N>().0);
+        let out = out.chunks_exact_mut(size_of::<E::Block>());
         for (i, (weights, out)) in weights.iter().zip(out).enumerate() {
-            let importance = importance.map(|h| &h[i % (self.cols / N)]);
+            let importance = importance.map(|h| &h[i % (cols / N)]);
             let block = E::encode(&Target::new(weights, importance));
             out.copy_from_slice(bytemuck::bytes_of(&block));
         }

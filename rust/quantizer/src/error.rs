@@ -48,6 +48,21 @@ pub enum Error {
         /// What was found.
         value: f32,
     },
+    /// Second moments that are none.
+    #[error(
+        "second moments at row {row}, column {col}: found {value} and {mirrored} in its mirror image, expected equal \
+         finite numbers no larger than the diagonal allows"
+    )]
+    Moments {
+        /// Row.
+        row: usize,
+        /// Column.
+        col: usize,
+        /// What was found.
+        value: f32,
+        /// What was found with row and column exchanged.
+        mirrored: f32,
+    },
     /// An item offers nothing to choose from, or its bytes and costs do not pair up.
     #[error("item {item}: found {bytes} sizes and {costs} costs, expected as many of both, at least one")]
     Choices {

@@ -5,6 +5,7 @@
 //! is for, Python.
 #![deny(unsafe_code)]
 
+pub mod curvature;
 pub mod encode;
 pub mod error;
 pub mod metric;
@@ -13,7 +14,8 @@ pub mod plan;
 pub mod statistics;
 pub mod tensor;
 
-pub use encode::encode_rows;
+pub use curvature::Curvature;
+pub use encode::{encode_rows, encode_rows_with_feedback};
 pub use error::Error;
 pub use metric::Metric;
 pub use moments::Moments;

@@ -30,6 +30,23 @@ impl Metric {
         sums
     }
 
+    /// Compares one row by its layer's output: `moments` are the mean products of inputs, `[n][n]` for rows of `n`
+    /// weights, so that the error is the mean squared error of the output. All three have matching lengths.
+    pub fn of_row_under(original: &[f32], encoded: &[f32], moments: &[f32]) -> Metric {
+        let mut sums = Metric::default();
+        for (i, moments) in moments.chunks_exact(original.len().max(1)).enumerate() {
+            let (mut of_original, mut of_encoded) = (0.0, 0.0);
+            for ((&h, &a), &b) in moments.iter().zip(original).zip(encoded) {
+                of_original += f64::from(h) * f64::from(a);
+                of_encoded += f64::from(h) * f64::from(b);
+            }
+            sums.original += f64::from(original[i]) * of_original;
+            sums.cross += f64::from(original[i]) * of_encoded;
+            sums.encoded += f64::from(encoded[i]) * of_encoded;
+        }
+        sums
+    }
+
     /// Adds another row's sums.
     pub fn add(&mut self, other: Metric) {
         self.original += other.original;

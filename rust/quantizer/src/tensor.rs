@@ -4,12 +4,14 @@
 //! more. The groups do not show in the bytes.
 
 use crate::error::{Error, expect_len};
-use crate::{Metric, encode_rows};
+use crate::{Curvature, Metric, encode_rows, encode_rows_with_feedback};
 use kizami_kernels::matmul::dequantize;
 use kizami_kernels::{Matrix, Type, par};
 
 /// Rows handled together: about this many weights.
 const GROUP_WEIGHTS: usize = 16_384;
+/// Rows handled together with feedback, at least and at most.
+const FED_ROWS: (usize, usize) = (16, 64);
 
 fn group_rows(cols: usize) -> usize {
     (GROUP_WEIGHTS / cols.max(1)).max(1)
@@ -45,6 +47,24 @@ pub fn encode(matrices: &[Matrix<'_>], ty: Type, importance: Option<&[f32]>) -> 
         let mut rows = vec![0.0; out.len() / row_bytes * cols];
         dequantize(w, start, &mut rows).expect("rows of the matrix");
         encode_rows(ty, &rows, cols, importance, out).map_err(|e| e.below(start))
+    });
+    results.into_iter().collect::<Result<(), _>>().map(|()| out)
+}
+
+/// Encodes one matrix as `ty` with error feedback, on all threads. `curvature` has the matrix's columns.
+pub fn encode_with_feedback(w: &Matrix<'_>, ty: Type, curvature: &Curvature) -> Result<Vec<u8>, Error> {
+    let cols = w.cols();
+    expect_len("columns of the curvature", curvature.cols(), cols)?;
+    let row_length = Error::RowLength { ty: ty.name(), cols, block: ty.block() };
+    let row_bytes = ty.row_bytes(cols).ok_or(row_length)?;
+    let mut out = vec![0u8; w.rows() * row_bytes];
+    // Rows that read the curvature together, but no thread without any.
+    let group = w.rows().div_ceil(par::threads()).next_multiple_of(FED_ROWS.0).min(FED_ROWS.1);
+    let tasks = out.chunks_mut((group * row_bytes).max(1)).enumerate().collect();
+    let results: Vec<_> = par::map(tasks, |(i, out): (usize, &mut [u8])| {
+        let mut rows = vec![0.0; out.len() / row_bytes * cols];
+        dequantize(w, i * group, &mut rows).expect("rows of the matrix");
+        encode_rows_with_feedback(ty, &rows, curvature, out).map_err(|e| e.below(i * group))
     });
     results.into_iter().collect::<Result<(), _>>().map(|()| out)
 }

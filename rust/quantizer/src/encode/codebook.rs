@@ -118,6 +118,51 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
         found
     }
 
+    /// The cheapest entry of each lane, given what each half costs and `2 values(first) cross values(second)` on top.
+    /// Halves have two parts of `PARTS` kinds, as in [`whole_costs`].
+    #[inline(always)]
+    pub(super) fn nearest_whole<const LEN: usize, const PARTS: usize>(
+        &self,
+        values: &[[f32; LEN]; HALVES],
+        first: &[Lanes; HALVES],
+        second: &[Lanes; HALVES],
+        cross: &[[Lanes; LEN]; LEN],
+    ) -> (Lanes, [u16; LANES]) {
+        let mut slopes = [[[Lanes::ZERO; LEN]; PARTS]; 2];
+        for p in 0..opaque(PARTS) {
+            for (side, slopes) in slopes.iter_mut().enumerate() {
+                for i in 0..LEN / 2 {
+                    let value = Lanes::splat(2.0 * values[p][LEN / 2 + i]);
+                    for k in 0..LEN {
+                        slopes[p][k] = slopes[p][k] + value * cross[side * LEN / 2 + i][k];
+                    }
+                }
+            }
+        }
+        let (mut cost, mut places) = (Lanes::splat(WORST), Lanes::ZERO);
+        for h in 0..opaque(HALVES) {
+            let (begin, end) = self.runs[h];
+            let mut slope = [Lanes::ZERO; LEN];
+            for k in 0..LEN {
+                slope[k] = slopes[0][h / PARTS][k] + slopes[1][h % PARTS][k];
+            }
+            for place in opaque(begin)..end {
+                let half = usize::from(self.seconds[usize::from(place)]);
+                let mut total = first[h] + second[half];
+                for k in 0..LEN {
+                    total = total + slope[k] * Lanes::splat(values[half][k]);
+                }
+                places = total.where_less(cost, Lanes::splat(f32::from(place)), places);
+                cost = total.min(cost);
+            }
+        }
+        let mut numbers = [0; LANES];
+        for l in 0..opaque(LANES) {
+            numbers[l] = self.numbers[places.0[l] as usize];
+        }
+        (cost, numbers)
+    }
+
     /// Per lane, the sum of two tables at the halves of what was found there.
     #[inline(always)]
     pub(super) fn sum_at(&self, found: &Found, first: &[Lanes; HALVES], second: &[Lanes; HALVES]) -> Lanes {
@@ -159,6 +204,65 @@ pub(super) const fn halves<const LEN: usize, const ENTRIES: usize>(
         e += 1;
     }
     halves
+}
+
+/// The values of every half of `LEN` levels, numbered as in [`halves`].
+pub(super) const fn half_values<const LEN: usize, const LEVELS: usize, const HALVES: usize>(
+    levels: &[i8; LEVELS],
+) -> [[f32; LEN]; HALVES] {
+    let mut values = [[0.0; LEN]; HALVES];
+    let mut h = 0;
+    while h < HALVES {
+        let (mut rest, mut i) = (h, LEN);
+        while i > 0 {
+            i -= 1;
+            values[h][i] = levels[rest % LEVELS] as f32;
+            rest /= LEVELS;
+        }
+        h += 1;
+    }
+    values
+}
+
+/// What every half costs under a whole metric, `q m qᵀ - 2 q z`. A half is again two parts of `PARTS` kinds each, in
+/// the same order, so most of a cost is a sum over those.
+#[inline(always)]
+pub(super) fn whole_costs<const LEN: usize, const HALVES: usize, const PARTS: usize>(
+    values: &[[f32; LEN]; HALVES],
+    m: &[[Lanes; LEN]; LEN],
+    z: &[Lanes; LEN],
+    out: &mut [Lanes; HALVES],
+) {
+    let middle = LEN / 2;
+    let mut parts = [[Lanes::ZERO; PARTS]; 2];
+    for p in 0..opaque(PARTS) {
+        for (side, parts) in parts.iter_mut().enumerate() {
+            for i in 0..middle {
+                let mut slope = Lanes::splat(values[p][middle + i]) * m[side * middle + i][side * middle + i]
+                    - (z[side * middle + i] + z[side * middle + i]);
+                for j in 0..i {
+                    slope = slope
+                        + Lanes::splat(2.0 * values[p][middle + j]) * m[side * middle + i][side * middle + j];
+                }
+                parts[p] = parts[p] + Lanes::splat(values[p][middle + i]) * slope;
+            }
+        }
+    }
+    for p in 0..opaque(PARTS) {
+        let mut slope = [Lanes::ZERO; LEN];
+        for k in 0..middle {
+            for i in 0..middle {
+                slope[k] = slope[k] + Lanes::splat(2.0 * values[p][middle + i]) * m[i][middle + k];
+            }
+        }
+        for q in 0..opaque(PARTS) {
+            let mut sum = parts[0][p] + parts[1][q];
+            for k in 0..middle {
+                sum = sum + slope[k] * Lanes::splat(values[q][middle + k]);
+            }
+            out[PARTS * p + q] = sum;
+        }
+    }
 }
 
 /// One entry per lane.

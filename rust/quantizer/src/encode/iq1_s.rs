@@ -1,10 +1,11 @@
 //! IQ1_S: eight neighbours become one of 2,048 ternary entries; all codes of a sub-block of 32 are
 //! shifted by an eighth up or down, whichever suits them.
 
-use super::Encode;
-use super::codebook::{Book, Found, Groups, halves, pairs, sums};
+use super::codebook::{Book, Found, Groups, half_values, halves, pairs, sums, whole_costs};
 use super::lanes::{LANES, Lanes, opaque};
-use super::steps::{Batch, Steps, choose_scales, unbiased};
+use super::octet::{Octet, Row};
+use super::split::{OCTET, Scales, Search, Split};
+use super::steps::{Batch, LEAST, Steps, choose_scales, scales_of};
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq1_s::{BlockIq1S, GRID, Iq1S};
@@ -22,49 +23,135 @@ pub(super) const TRIALS: [f32; 4] = [0.95, 1.2, 1.5, 2.0];
 /// The largest sub-scale.
 pub(super) const LAST: f32 = 7.0;
 
-impl Encode<256> for Iq1S {
+impl Split<256> for Iq1S {
     type Block = BlockIq1S;
+    type Scales = Steps<8>;
+    type Search = Ternary;
 
     #[inline(always)]
-    fn encode(target: &Target<256>) -> BlockIq1S {
-        let mut block = BlockIq1S::zeroed();
-        if target.empty {
-            return block;
-        }
+    fn choose_scales(target: &Target<256>) -> Steps<8> {
         let batches = [Groups8::new(target, 0), Groups8::new(target, 1)];
-        let mut steps = choose_scales::<_, 8, 2, _>(target, &batches, &TRIALS, LAST);
-        steps.d = target.frame.store(steps.d).1;
-        let mut decoded = [0.0; 256];
+        choose_scales::<_, 8, 2, _>(target, &batches, &TRIALS, LAST, 1.0)
+    }
+
+    #[inline(always)]
+    fn pack(steps: &Steps<8>, codes: &[Code]) -> BlockIq1S {
+        let mut block = BlockIq1S::zeroed();
+        block.d = steps.bits;
         let words: &mut [[u8; 2]; 8] = bytemuck::cast_mut(&mut block.qh);
-        for (b, batch) in batches.iter().enumerate() {
-            let (scales, shifts) = (steps.scales(b), shifts(&steps, b));
-            let found = batch.choose_codes(scales, shifts);
-            for l in 0..opaque(LANES) {
-                let g = LANES * b + l;
-                let entry = BOOK.number(&found, l);
-                let (sub, j) = (g / 4, g % 4);
-                block.qs[g] = entry as u8;
-                let mut word = u16::from_le_bytes(words[sub]) | entry >> 8 << (3 * j);
-                word |= u16::from(steps.step[sub]) << 12 | u16::from(steps.variant[sub]) << 15;
-                words[sub] = word.to_le_bytes();
-                for i in 0..8 {
-                    decoded[8 * g + i] = (f32::from(GRID[usize::from(entry)][i]) + shifts.0[l]) * scales.0[l];
-                }
-            }
+        for (g, code) in codes.iter().enumerate() {
+            let (sub, j) = (g / 4, g % 4);
+            block.qs[g] = code.entry as u8;
+            let mut word = u16::from_le_bytes(words[sub]) | code.entry >> 8 << (3 * j);
+            word |= u16::from(steps.step[sub]) << 12 | u16::from(steps.variant[sub]) << 15;
+            words[sub] = word.to_le_bytes();
         }
-        block.d = target.frame.store(steps.d * unbiased(target, &decoded)).0;
         block
     }
 }
 
-/// The shift of each of a batch's groups.
-#[inline(always)]
-fn shifts(steps: &Steps<8>, batch: usize) -> Lanes {
-    let mut shifts = Lanes::ZERO;
-    for l in 0..LANES {
-        shifts.0[l] = SHIFTS[usize::from(steps.variant[(LANES * batch + l) / 4] & 1)];
+/// An entry and which of the shifts goes with it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Code {
+    pub(super) entry: u16,
+    pub(super) shift: u8,
+}
+
+impl Code {
+    /// What it stands for.
+    #[inline(always)]
+    pub(super) fn values(self) -> [f32; OCTET] {
+        let mut values = [0.0; OCTET];
+        for i in 0..OCTET {
+            values[i] = f32::from(GRID[usize::from(self.entry)][i]) + SHIFTS[usize::from(self.shift & 1)];
+        }
+        values
     }
-    shifts
+}
+
+/// The search where the sub-block says which shift it is.
+pub(super) struct Ternary;
+
+impl Search for Ternary {
+    type Code = Code;
+    const COARSE: bool = true;
+
+    #[inline(always)]
+    fn choose_plain<const N: usize>(target: &Target<N>, scales: &impl Scales, codes: &mut [Code]) {
+        for (b, codes) in codes.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let (scale, variant) = scales_of(scales, b);
+            let found = Groups8::new(target, b).choose_codes(scale, shifts(variant));
+            for l in 0..opaque(LANES) {
+                codes[l] = Code { entry: BOOK.number(&found, l), shift: variant.0[l] as u8 };
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn values(code: Code) -> [f32; OCTET] {
+        code.values()
+    }
+
+    #[inline(always)]
+    fn choose_whole(octet: &Octet, row: &Row, codes: &mut [Code; LANES]) -> [Lanes; OCTET] {
+        let (_, entries) = nearest_whole(octet, row, shifts(row.variant));
+        for l in 0..LANES {
+            codes[l] = Code { entry: entries[l], shift: row.variant.0[l] as u8 };
+        }
+        values_of(codes)
+    }
+}
+
+/// What sixteen rows' codes stand for.
+#[inline(always)]
+pub(super) fn values_of(codes: &[Code; LANES]) -> [Lanes; OCTET] {
+    let mut values = [Lanes::ZERO; OCTET];
+    for l in 0..LANES {
+        for (i, value) in codes[l].values().into_iter().enumerate() {
+            values[i].0[l] = value;
+        }
+    }
+    values
+}
+
+/// The shift of each of sixteen groups.
+#[inline(always)]
+fn shifts(variant: Lanes) -> Lanes {
+    variant.where_less(Lanes::splat(0.5), Lanes::splat(SHIFTS[0]), Lanes::splat(SHIFTS[1]))
+}
+
+static VALUES: [[f32; 4]; HALVES] = half_values(&[-1, 0, 1]);
+
+/// The best entries under a whole metric, exhaustively, and what they cost in units of the squared scale, up to a
+/// constant that the shift does not change.
+#[inline(always)]
+pub(super) fn nearest_whole(octet: &Octet, row: &Row, shifts: Lanes) -> (Lanes, [u16; LANES]) {
+    let inverse = Lanes::splat(1.0) / row.scale.max(Lanes::splat(LEAST));
+    let pull = octet.pull(&octet.residual(&row.w, &row.fed), 0, OCTET);
+    let (mut z, mut constant) = ([[Lanes::ZERO; 4]; 2], Lanes::ZERO);
+    for i in 0..OCTET {
+        let mut shifted = Lanes::ZERO;
+        for m in octet.m[i] {
+            shifted = shifted + shifts * Lanes::splat(m);
+        }
+        let free = pull[i] * inverse;
+        z[i / 4][i % 4] = free - shifted;
+        constant = constant + shifts * (shifted - free - free);
+    }
+    let mut whole = [[[Lanes::ZERO; 4]; 4]; 3];
+    for i in 0..4 {
+        for j in 0..4 {
+            whole[0][i][j] = Lanes::splat(octet.m[i][j]);
+            whole[1][i][j] = Lanes::splat(octet.m[4 + i][4 + j]);
+            whole[2][i][j] = Lanes::splat(octet.m[i][4 + j]);
+        }
+    }
+    let mut costs = [[Lanes::ZERO; HALVES]; 2];
+    for h in 0..opaque(2) {
+        whole_costs::<4, HALVES, 9>(&VALUES, &whole[h], &z[h], &mut costs[h]);
+    }
+    let (cost, entries) = BOOK.nearest_whole::<4, 9>(&VALUES, &costs[0], &costs[1], &whole[2]);
+    (cost + constant, entries)
 }
 
 /// Sixteen groups of eight.
@@ -76,7 +163,7 @@ pub(super) struct Groups8 {
 
 impl Groups8 {
     #[inline(always)]
-    pub(super) fn new(target: &Target<256>, batch: usize) -> Groups8 {
+    pub(super) fn new<const N: usize>(target: &Target<N>, batch: usize) -> Groups8 {
         let groups = Groups::<8>::new(&target.x[128 * batch..][..128], &target.w[128 * batch..][..128]);
         let mut new = Groups8 { groups, squares: [[[Lanes::ZERO; HALVES]; 2]; 2] };
         for (shift, [first, second]) in SHIFTS.iter().zip(&mut new.squares) {

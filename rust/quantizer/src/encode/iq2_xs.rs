@@ -1,50 +1,44 @@
 //! IQ2_XS: eight neighbours become one of 512 entries and seven signs, two of them share a sub-scale (`octets.rs`).
 
-use super::Encode;
 use super::codebook::{Book, halves};
-use super::lanes::{LANES, opaque};
-use super::octets::{HALVES, LAST, Octets, TRIALS};
-use super::steps::{choose_scales, unbiased};
+use super::octets::{Code, Codebook, HALVES, OctetSearch, octet_scales};
+use super::split::Split;
+use super::steps::Steps;
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq2_xs::{BlockIq2Xs, GRID, Iq2Xs, MAGNITUDES};
 
 static BOOK: Book<512, HALVES> = Book::new(&halves(&GRID, &MAGNITUDES));
 
-impl Encode<256> for Iq2Xs {
-    type Block = BlockIq2Xs;
+impl Codebook<512> for Iq2Xs {
+    const GRID: &'static [[i8; 8]; 512] = &GRID;
 
     #[inline(always)]
-    fn encode(target: &Target<256>) -> BlockIq2Xs {
+    fn book() -> &'static Book<512, HALVES> {
+        &BOOK
+    }
+}
+
+impl Split<256> for Iq2Xs {
+    type Block = BlockIq2Xs;
+    type Scales = Steps<16>;
+    type Search = OctetSearch<Iq2Xs, 512, true>;
+
+    #[inline(always)]
+    fn choose_scales(target: &Target<256>) -> Steps<16> {
+        octet_scales::<Iq2Xs, 512, true, 16>(target)
+    }
+
+    #[inline(always)]
+    fn pack(steps: &Steps<16>, codes: &[Code]) -> BlockIq2Xs {
         let mut block = BlockIq2Xs::zeroed();
-        if target.empty {
-            return block;
-        }
-        let batches: [Octets<512, true>; 2] = [Octets::new(&BOOK, target, 0), Octets::new(&BOOK, target, 1)];
-        let mut steps = choose_scales::<_, 16, 1, _>(target, &batches, &TRIALS, LAST);
-        // The file's d is eight times ours.
-        steps.d = target.frame.store(steps.d * 8.0).1 / 8.0;
-        let mut decoded = [0.0; 256];
-        let words = block.qs.as_chunks_mut::<2>().0;
-        for (b, batch) in batches.iter().enumerate() {
-            let scales = steps.scales(b);
-            let found = batch.choose_codes(scales);
-            for l in 0..opaque(LANES) {
-                let g = LANES * b + l;
-                let entry = BOOK.number(&found, l);
-                let magnitudes = &GRID[usize::from(entry)];
-                let signs = batch.signs(l, magnitudes);
-                words[g] = (entry | u16::from(signs & 127) << 9).to_le_bytes();
-                for i in 0..8 {
-                    let magnitude = f32::from(magnitudes[i]) * scales.0[l];
-                    decoded[8 * g + i] = if signs >> i & 1 == 1 { -magnitude } else { magnitude };
-                }
-            }
+        block.d = steps.bits;
+        for (code, word) in codes.iter().zip(block.qs.as_chunks_mut::<2>().0) {
+            *word = (code.entry | u16::from(code.signs & 127) << 9).to_le_bytes();
         }
         for s in 0..16 {
             block.scales[s / 2] |= steps.step[s] << (4 * (s % 2));
         }
-        block.d = target.frame.store(steps.d * 8.0 * unbiased(target, &decoded)).0;
         block
     }
 }

@@ -2,61 +2,91 @@
 //! their number even. Where the weights disagree one of eight signs is given up, in the first or
 //! the second entry, whichever is cheaper with that entry re-chosen.
 
-use super::Encode;
-use super::codebook::{Book, Found, Groups, flips, halves, pairs, sums};
+use super::codebook::{Book, Found, Groups, flips, half_values, halves, pairs, sums};
 use super::lanes::{LANES, Lanes, opaque};
-use super::steps::{Batch, choose_scales, unbiased};
+use super::octet::{Octet, Row};
+use super::quads::{self, Code, Codebook, HALVES};
+use super::split::{OCTET, Scales, Search, Split};
+use super::steps::{Batch, Steps, choose_scales, scales_of};
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq3_xxs::{BlockIq3Xxs, GRID, Iq3Xxs, MAGNITUDES};
 
-/// Distinct halves: two magnitudes of eight levels.
-const HALVES: usize = 64;
-
 static BOOK: Book<256, HALVES> = Book::new(&halves(&GRID, &MAGNITUDES));
+static VALUES: [[f32; 2]; HALVES] = half_values(&MAGNITUDES);
+
+impl Codebook<256> for Iq3Xxs {
+    const GRID: &'static [[i8; 4]; 256] = &GRID;
+    const VALUES: &'static [[f32; 2]; HALVES] = &VALUES;
+
+    #[inline(always)]
+    fn book() -> &'static Book<256, HALVES> {
+        &BOOK
+    }
+}
 
 /// Trial scales of a sub-block whose root mean square is one.
 const TRIALS: [f32; 6] = [0.029, 0.034, 0.041, 0.049, 0.06, 0.074];
 /// The largest sub-scale.
 const LAST: f32 = 15.0;
 
-impl Encode<256> for Iq3Xxs {
+impl Split<256> for Iq3Xxs {
     type Block = BlockIq3Xxs;
+    type Scales = Steps<8>;
+    type Search = EvenQuadSearch;
 
     #[inline(always)]
-    fn encode(target: &Target<256>) -> BlockIq3Xxs {
-        let mut block = BlockIq3Xxs::zeroed();
-        if target.empty {
-            return block;
-        }
+    fn choose_scales(target: &Target<256>) -> Steps<8> {
         let batches = [Groups8::new(target, 0), Groups8::new(target, 1)];
-        let mut steps = choose_scales::<_, 8, 1, _>(target, &batches, &TRIALS, LAST);
         // The file's d is four times ours.
-        steps.d = target.frame.store(steps.d * 4.0).1 / 4.0;
-        let mut decoded = [0.0; 256];
+        choose_scales::<_, 8, 1, _>(target, &batches, &TRIALS, LAST, 4.0)
+    }
+
+    #[inline(always)]
+    fn pack(steps: &Steps<8>, codes: &[Code]) -> BlockIq3Xxs {
+        let mut block = BlockIq3Xxs::zeroed();
+        block.d = steps.bits;
         let words: &mut [[u8; 4]; 8] = bytemuck::cast_mut(&mut block.signs_scales);
-        for (b, batch) in batches.iter().enumerate() {
-            let scales = steps.scales(b);
-            let found = batch.choose_codes(scales);
+        for (g, code) in codes.iter().enumerate() {
+            let (sub, j) = (g / 4, g % 4);
+            block.qs[2 * g] = code.entries[0] as u8;
+            block.qs[2 * g + 1] = code.entries[1] as u8;
+            let mut word = u32::from_le_bytes(words[sub]);
+            word |= u32::from(code.signs & 127) << (7 * j) | u32::from(steps.step[sub]) << 28;
+            words[sub] = word.to_le_bytes();
+        }
+        block
+    }
+}
+
+/// The search with an even number of minus signs.
+pub(super) struct EvenQuadSearch;
+
+impl Search for EvenQuadSearch {
+    type Code = Code;
+    const COARSE: bool = true;
+
+    #[inline(always)]
+    fn choose_plain<const N: usize>(target: &Target<N>, scales: &impl Scales, codes: &mut [Code]) {
+        for (b, codes) in codes.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let batch = Groups8::new(target, b);
+            let found = batch.choose_codes(scales_of(scales, b).0);
             for l in 0..opaque(LANES) {
-                let g = LANES * b + l;
                 let entries = found.entries(l);
                 let magnitudes: [i8; 8] = bytemuck::cast(entries.map(|e| GRID[usize::from(e)]));
-                let signs = batch.signs(l, &magnitudes);
-                let (sub, j) = (g / 4, g % 4);
-                block.qs[2 * g] = entries[0] as u8;
-                block.qs[2 * g + 1] = entries[1] as u8;
-                let mut word = u32::from_le_bytes(words[sub]);
-                word |= u32::from(signs & 127) << (7 * j) | u32::from(steps.step[sub]) << 28;
-                words[sub] = word.to_le_bytes();
-                for i in 0..8 {
-                    let magnitude = f32::from(magnitudes[i]) * scales.0[l];
-                    decoded[8 * g + i] = if signs >> i & 1 == 1 { -magnitude } else { magnitude };
-                }
+                codes[l] = Code { entries, signs: batch.signs(l, &magnitudes) };
             }
         }
-        block.d = target.frame.store(steps.d * 4.0 * unbiased(target, &decoded)).0;
-        block
+    }
+
+    #[inline(always)]
+    fn values(code: Code) -> [f32; OCTET] {
+        code.values(&GRID)
+    }
+
+    #[inline(always)]
+    fn choose_whole(octet: &Octet, row: &Row, codes: &mut [Code; LANES]) -> [Lanes; OCTET] {
+        quads::choose_whole::<Iq3Xxs, 256, true>(octet, row, codes)
     }
 }
 
@@ -108,7 +138,7 @@ struct Groups8 {
 
 impl Groups8 {
     #[inline(always)]
-    fn new(target: &Target<256>, batch: usize) -> Groups8 {
+    fn new<const N: usize>(target: &Target<N>, batch: usize) -> Groups8 {
         let groups = Groups::<8>::new(&target.x[128 * batch..][..128], &target.w[128 * batch..][..128]);
         let mut wx = [Lanes::ZERO; 8];
         let mut odd = [false; LANES];

@@ -1,7 +1,9 @@
 //! IQ4_NL: thirty-two scales of either sign are tried, since the levels are not symmetric.
 
-use super::Encode;
 use super::lanes::{LANES, Lanes};
+use super::octet::{Octet, Row};
+use super::scalar::{Scaled, in_order};
+use super::split::{OCTET, Scales, Search, Split};
 use super::target::{Target, inverse};
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq4_nl::{BlockIq4Nl, Iq4Nl, LEVELS};
@@ -23,22 +25,63 @@ const STEP: f32 = 8.0;
 /// The second round looks this far around the best of the first.
 const FINE: f32 = 0.01;
 
-impl Encode<32> for Iq4Nl {
+impl Split<32> for Iq4Nl {
     type Block = BlockIq4Nl;
+    type Scales = Scaled<1>;
+    type Search = Uneven;
 
     #[inline(always)]
-    fn encode(target: &Target<32>) -> BlockIq4Nl {
+    fn choose_scales(target: &Target<32>) -> Scaled<1> {
+        Scaled::single(target, choose_scale(&target.x, &target.w))
+    }
+
+    #[inline(always)]
+    fn pack(scales: &Scaled<1>, codes: &[[u8; 8]]) -> BlockIq4Nl {
+        let codes = codes.as_flattened();
         let mut block = BlockIq4Nl::zeroed();
-        if target.empty {
-            return block;
-        }
-        let (bits, d) = target.frame.store(choose_scale(&target.x, &target.w));
-        block.d = bits;
-        let id = inverse(d);
+        block.d = scales.bits;
         for i in 0..16 {
-            block.qs[i] = choose_code(id, target.x[i]) | choose_code(id, target.x[16 + i]) << 4;
+            block.qs[i] = codes[i] | codes[16 + i] << 4;
         }
         block
+    }
+}
+
+/// Sixteen levels at uneven distances.
+pub(super) struct Uneven;
+
+impl Search for Uneven {
+    type Code = [u8; OCTET];
+    const COARSE: bool = false;
+
+    #[inline(always)]
+    fn choose_plain<const N: usize>(target: &Target<N>, scales: &impl Scales, codes: &mut [[u8; OCTET]]) {
+        for (g, (x, codes)) in target.x.as_chunks::<OCTET>().0.iter().zip(codes).enumerate() {
+            let id = inverse(scales.line(g).scale);
+            for i in 0..OCTET {
+                codes[i] = choose_code(x[i] * id);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn values(codes: [u8; OCTET]) -> [f32; OCTET] {
+        let mut values = [0.0; OCTET];
+        for i in 0..OCTET {
+            values[i] = f32::from(LEVELS[usize::from(codes[i])]);
+        }
+        values
+    }
+
+    #[inline(always)]
+    fn choose_whole(octet: &Octet, row: &Row, codes: &mut [[u8; OCTET]; LANES]) -> [Lanes; OCTET] {
+        let values = in_order(octet, row, nearest);
+        for i in 0..OCTET {
+            for l in 0..LANES {
+                codes[l][i] = choose_code(values[i].0[l]);
+            }
+        }
+        values
     }
 }
 
@@ -85,12 +128,12 @@ pub(super) fn nearest(v: Lanes) -> Lanes {
     level
 }
 
-/// The number of the nearest level; it does not depend on what errors cost.
+/// The number of the nearest level.
 #[inline(always)]
-pub(super) fn choose_code(id: f32, x: f32) -> u8 {
+fn choose_code(x: f32) -> u8 {
     let mut code = 0;
     for middle in MIDDLES {
-        code += u8::from(middle < x * id);
+        code += u8::from(middle < x);
     }
     code
 }

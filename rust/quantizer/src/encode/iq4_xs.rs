@@ -3,10 +3,11 @@
 //! Each group first finds its own best scale; the largest sets `d`; then every group tries sixteen neighbouring
 //! integer scales under the stored `d` with codes re-chosen.
 
-use super::Encode;
-use super::iq4_nl::{choose_code, choose_scale, nearest};
+use super::iq4_nl::{Uneven, choose_scale, nearest};
 use super::lanes::{Lanes, code};
+use super::scalar::Scaled;
 use super::signed::inverses;
+use super::split::Split;
 use super::target::{Target, inverse};
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq4_xs::{BlockIq4Xs, Iq4Xs};
@@ -14,33 +15,38 @@ use kizami_kernels::formats::iq4_xs::{BlockIq4Xs, Iq4Xs};
 /// Where the largest sub-scale lands, of 31: its neighbours can be stored too.
 const TOP: f32 = 30.0;
 
-impl Encode<256> for Iq4Xs {
+impl Split<256> for Iq4Xs {
     type Block = BlockIq4Xs;
+    type Scales = Scaled<8>;
+    type Search = Uneven;
 
     #[inline(always)]
-    fn encode(target: &Target<256>) -> BlockIq4Xs {
-        let mut block = BlockIq4Xs::zeroed();
-        if target.empty {
-            return block;
-        }
+    fn choose_scales(target: &Target<256>) -> Scaled<8> {
         let (mut free, mut most) = ([0.0; 8], 0f32);
         for g in 0..8 {
-            let (x, w) = (part(&target.x, g), part(&target.w, g));
-            free[g] = choose_scale(x, w);
+            free[g] = choose_scale(part(&target.x, g), part(&target.w, g));
             most = if free[g].abs() > most { free[g].abs() } else { most };
         }
         let (bits, d) = target.frame.store(most / TOP);
-        block.d = bits;
+        let mut scales = Scaled { bits, d, sub: [0.0; 8] };
+        for g in 0..8 {
+            scales.sub[g] = integer_scale(part(&target.x, g), part(&target.w, g), d, free[g]);
+        }
+        scales
+    }
+
+    #[inline(always)]
+    fn pack(scales: &Scaled<8>, codes: &[[u8; 8]]) -> BlockIq4Xs {
+        let codes = codes.as_flattened();
+        let mut block = BlockIq4Xs::zeroed();
+        block.d = scales.bits;
         let mut high = 0u16;
         for g in 0..8 {
-            let (x, w) = (part(&target.x, g), part(&target.w, g));
-            let scale = integer_scale(x, w, d, free[g]);
-            let stored = (scale + 32.0) as u8;
+            let stored = (scales.sub[g] + 32.0) as u8;
             block.scales_l[g / 2] |= (stored & 15) << (4 * (g % 2));
             high |= u16::from(stored >> 4) << (2 * g);
-            let id = inverse(d * scale);
             for i in 0..16 {
-                block.qs[16 * g + i] = choose_code(id, x[i]) | choose_code(id, x[16 + i]) << 4;
+                block.qs[16 * g + i] = codes[32 * g + i] | codes[32 * g + 16 + i] << 4;
             }
         }
         block.scales_h = high.to_le_bytes();

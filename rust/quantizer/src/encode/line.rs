@@ -4,7 +4,8 @@
 //! slopes and starts are tried; each choice of codes is judged by its own least-squares line.
 
 use super::lanes::{Lanes, code};
-use super::target::{Target, inverse};
+use super::split::{Line, Scales};
+use super::target::{Frame, Target, inverse};
 
 /// Trial slopes map the range of the weights to this many times the largest code, and by steps to more: from clipping
 /// a tenth of it to leaving a level unused.
@@ -12,19 +13,25 @@ const FIRST: f32 = 13.6 / 15.0;
 const STEP: f32 = 0.25 / 15.0;
 
 /// A line as the file stores it.
+#[derive(Clone, Copy)]
 pub(super) struct Stored {
     pub(super) slope: [u8; 2],
     pub(super) start: [u8; 2],
-    id: f32,
+    /// What they stand for.
+    d: f32,
     at: f32,
-    last: f32,
 }
 
-impl Stored {
-    /// The nearest code; it does not depend on what errors cost.
+impl Scales for Stored {
     #[inline(always)]
-    pub(super) fn choose_code(&self, x: f32) -> u8 {
-        code((x - self.at) * self.id, 0.0, self.last) as u8
+    fn line(&self, _: usize) -> Line {
+        Line { scale: self.d, start: self.at, variant: 0 }
+    }
+
+    #[inline(always)]
+    fn refit(&mut self, frame: &Frame, factor: f32) {
+        (self.slope, self.d) = frame.store(self.d * factor);
+        (self.start, self.at) = frame.store(self.at * factor);
     }
 }
 
@@ -42,7 +49,7 @@ pub(super) fn choose_line<const N: usize>(target: &Target<N>, last: f32) -> Stor
         rest += w * (x - d * code((x - start) * id, 0.0, last));
     }
     let (start_bits, at) = target.frame.store(rest / w1);
-    Stored { slope: slope_bits, start: start_bits, id, at, last }
+    Stored { slope: slope_bits, start: start_bits, d, at }
 }
 
 /// Slope and start of `x = slope * code + start` for codes `0..=last`.

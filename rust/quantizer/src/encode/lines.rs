@@ -6,7 +6,7 @@
 //! again.
 
 use super::lanes::{Lanes, code};
-use super::target::{Target, inverse};
+use super::target::{Frame, Target, inverse};
 
 /// What tells the formats apart.
 pub(super) struct Shape {
@@ -207,18 +207,20 @@ fn choose_code(inverse_slope: f32, min: f32, x: f32, shape: &Shape) -> f32 {
     code((x + min) * inverse_slope, 0.0, shape.code)
 }
 
-impl<const COUNT: usize> Scales<COUNT> {
-    /// All codes.
+impl<const COUNT: usize> super::split::Scales for Scales<COUNT> {
     #[inline(always)]
-    pub(super) fn codes<const SUB: usize>(&self, target: &Target<256>, shape: &Shape) -> [u8; 256] {
-        let mut codes = [0; 256];
+    fn line(&self, octet: usize) -> super::split::Line {
+        let Line { slope, min } = self.line[octet * COUNT / 32];
+        super::split::Line { scale: slope, start: -min, variant: 0 }
+    }
+
+    #[inline(always)]
+    fn refit(&mut self, frame: &Frame, factor: f32) {
+        let (d, dmin);
+        (self.d, d) = frame.store(frame.value(self.d) * factor);
+        (self.dmin, dmin) = frame.store(frame.value(self.dmin) * factor);
         for s in 0..COUNT {
-            let Line { slope, min } = self.line[s];
-            let inverse_slope = inverse(slope);
-            for i in SUB * s..SUB * (s + 1) {
-                codes[i] = choose_code(inverse_slope, min, target.x[i], shape) as u8;
-            }
+            self.line[s] = Line { slope: self.scale[s] * d, min: self.min[s] * dmin };
         }
-        codes
     }
 }

@@ -3,9 +3,12 @@
 //! Where seven signs are stored the eighth makes the number of negative weights even, so where the weights disagree
 //! the cheapest sign is given up. The price of that is part of every entry's cost.
 
-use super::codebook::{Book, Found, Groups, flips, minima, pairs, sums};
-use super::lanes::{Lanes, opaque};
-use super::steps::Batch;
+use super::codebook::{Book, Found, Groups, flips, half_values, minima, pairs, sums, whole_costs};
+use super::lanes::{LANES, Lanes, opaque};
+use super::octet::{Octet, Row};
+use super::signs::Signed;
+use super::split::{OCTET, Scales, Search};
+use super::steps::{BATCHES, Batch, Steps, choose_scales, scales_of};
 use super::target::Target;
 use kizami_kernels::formats::iq2_xxs::MAGNITUDES;
 
@@ -32,7 +35,11 @@ pub(super) struct Octets<const ENTRIES: usize, const PARITY: bool> {
 impl<const ENTRIES: usize, const PARITY: bool> Octets<ENTRIES, PARITY> {
     /// The groups of one of two batches.
     #[inline(always)]
-    pub(super) fn new(book: &'static Book<ENTRIES, HALVES>, target: &Target<256>, batch: usize) -> Self {
+    pub(super) fn new<const N: usize>(
+        book: &'static Book<ENTRIES, HALVES>,
+        target: &Target<N>,
+        batch: usize,
+    ) -> Self {
         let groups = Groups::<8>::new(&target.x[128 * batch..][..128], &target.w[128 * batch..][..128]);
         let mut wx = [Lanes::ZERO; 8];
         let mut odd = Lanes::ZERO;
@@ -99,6 +106,110 @@ impl<const ENTRIES: usize, const PARITY: bool> Batch for Octets<ENTRIES, PARITY>
     }
 }
 
+/// The codebook of a format.
+pub(super) trait Codebook<const ENTRIES: usize> {
+    const GRID: &'static [[i8; OCTET]; ENTRIES];
+    fn book() -> &'static Book<ENTRIES, HALVES>;
+}
+
+/// The scales of a block; the file's `d` is eight times ours.
+#[inline(always)]
+pub(super) fn octet_scales<
+    F: Codebook<ENTRIES>,
+    const ENTRIES: usize,
+    const PARITY: bool,
+    const STEPS: usize,
+>(
+    target: &Target<256>,
+) -> Steps<STEPS> {
+    let batches: [Octets<ENTRIES, PARITY>; BATCHES] =
+        [Octets::new(F::book(), target, 0), Octets::new(F::book(), target, 1)];
+    choose_scales::<_, STEPS, 1, _>(target, &batches, &TRIALS, LAST, 8.0)
+}
+
+/// An entry and eight signs, bits set where minus.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Code {
+    pub(super) entry: u16,
+    pub(super) signs: u8,
+}
+
+/// The search in the codebook of `F`.
+pub(super) struct OctetSearch<F, const ENTRIES: usize, const PARITY: bool>(std::marker::PhantomData<F>);
+
+impl<F: Codebook<ENTRIES>, const ENTRIES: usize, const PARITY: bool> Search
+    for OctetSearch<F, ENTRIES, PARITY>
+{
+    type Code = Code;
+    const COARSE: bool = true;
+
+    #[inline(always)]
+    fn choose_plain<const N: usize>(target: &Target<N>, scales: &impl Scales, codes: &mut [Code]) {
+        for (b, codes) in codes.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let batch = Octets::<ENTRIES, PARITY>::new(F::book(), target, b);
+            let found = batch.choose_codes(scales_of(scales, b).0);
+            for l in 0..opaque(LANES) {
+                let entry = F::book().number(&found, l);
+                codes[l] = Code { entry, signs: batch.signs(l, &F::GRID[usize::from(entry)]) };
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn values(code: Code) -> [f32; OCTET] {
+        let mut values = [0.0; OCTET];
+        for i in 0..OCTET {
+            let magnitude = f32::from(F::GRID[usize::from(code.entry)][i]);
+            values[i] = if code.signs >> i & 1 == 1 { -magnitude } else { magnitude };
+        }
+        values
+    }
+
+    /// Magnitudes given signs, exhaustively, and signs given magnitudes, by turns: neither can raise the cost.
+    #[inline(always)]
+    fn choose_whole(octet: &Octet, row: &Row, codes: &mut [Code; LANES]) -> [Lanes; OCTET] {
+        let mut signed = Signed::new(octet, row);
+        let mut entries = [0; LANES];
+        for turn in 0..opaque(TURNS) {
+            if turn > 0 {
+                signed.flip(PARITY);
+            }
+            entries = nearest_whole(F::book(), &signed);
+            signed.set(0, F::GRID, &entries);
+        }
+        for l in 0..LANES {
+            codes[l] = Code { entry: entries[l], signs: signed.bits(l) };
+        }
+        signed.values()
+    }
+}
+
+/// How often magnitudes are chosen.
+const TURNS: usize = 3;
+
+static VALUES: [[f32; 4]; HALVES] = half_values(&MAGNITUDES);
+
+/// The best entries for given signs.
+#[inline(always)]
+fn nearest_whole<const ENTRIES: usize>(book: &Book<ENTRIES, HALVES>, signed: &Signed) -> [u16; LANES] {
+    let (signs, m) = (&signed.signs, &signed.octet.m);
+    let (mut whole, mut z) = ([[[Lanes::ZERO; 4]; 4]; 3], [[Lanes::ZERO; 4]; 2]);
+    for i in 0..4 {
+        z[0][i] = signed.z[i] * signs[i];
+        z[1][i] = signed.z[4 + i] * signs[4 + i];
+        for j in 0..4 {
+            whole[0][i][j] = signs[i] * signs[j] * Lanes::splat(m[i][j]);
+            whole[1][i][j] = signs[4 + i] * signs[4 + j] * Lanes::splat(m[4 + i][4 + j]);
+            whole[2][i][j] = signs[i] * signs[4 + j] * Lanes::splat(m[i][4 + j]);
+        }
+    }
+    let mut costs = [[Lanes::ZERO; HALVES]; 2];
+    for h in 0..opaque(2) {
+        whole_costs::<4, HALVES, 9>(&VALUES, &whole[h], &z[h], &mut costs[h]);
+    }
+    book.nearest_whole::<4, 9>(&VALUES, &costs[0], &costs[1], &whole[2]).1
+}
+
 static DIGITS: [(u8, u8); 24] = pairs(3);
 static NINE: [(u8, u8); 9] = pairs(3);
 static ALL: [(u8, u8); HALVES] = pairs(9);
@@ -124,7 +235,6 @@ fn half_flips(plain: &[Lanes; HALVES], prices: &[[Lanes; 3]; 8], at: usize, out:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encode::lanes::LANES;
     use kizami_kernels::formats::{iq2_s, iq2_xxs};
 
     static XXS: Book<256, HALVES> = Book::new(&crate::encode::codebook::halves(&iq2_xxs::GRID, &MAGNITUDES));

@@ -1,36 +1,33 @@
 //! Q4_0: one signed scale for 32 weights (`signed.rs`).
 
-use super::Encode;
-use super::lanes::code;
+use super::scalar::{Levels, Scaled};
 use super::signed::fine_scale;
-use super::target::{Target, inverse};
+use super::split::Split;
+use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::q4_0::{BlockQ4_0, Q4_0};
 
-const LOW: f32 = -8.0;
-const HIGH: f32 = 7.0;
+const LOW: i32 = -8;
+const HIGH: i32 = 7;
 
-impl Encode<32> for Q4_0 {
+impl Split<32> for Q4_0 {
     type Block = BlockQ4_0;
+    type Scales = Scaled<1>;
+    type Search = Levels<LOW, HIGH>;
 
     #[inline(always)]
-    fn encode(target: &Target<32>) -> BlockQ4_0 {
+    fn choose_scales(target: &Target<32>) -> Scaled<1> {
+        Scaled::single(target, fine_scale(&target.x, &target.w, LOW as f32, HIGH as f32))
+    }
+
+    #[inline(always)]
+    fn pack(scales: &Scaled<1>, codes: &[[u8; 8]]) -> BlockQ4_0 {
+        let codes = codes.as_flattened();
         let mut block = BlockQ4_0::zeroed();
-        if target.empty {
-            return block;
-        }
-        let (bits, d) = target.frame.store(fine_scale(&target.x, &target.w, LOW, HIGH));
-        block.d = bits;
-        let id = inverse(d);
+        block.d = scales.bits;
         for i in 0..16 {
-            block.qs[i] = choose_code(id, target.x[i]) | choose_code(id, target.x[16 + i]) << 4;
+            block.qs[i] = codes[i] | codes[16 + i] << 4;
         }
         block
     }
-}
-
-/// The nearest code, from zero; it does not depend on what errors cost.
-#[inline(always)]
-fn choose_code(id: f32, x: f32) -> u8 {
-    (code(x * id, LOW, HIGH) - LOW) as u8
 }

@@ -1,28 +1,32 @@
 //! Q6_K: sixteen signed sub-scales of eight bits under one f16 (`signed.rs`).
 
-use super::Encode;
+use super::scalar::{Levels, Scaled};
 use super::signed::{Shape, choose_scales};
+use super::split::Split;
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::q6_k::{BlockQ6K, Q6K};
 
 const SHAPE: Shape = Shape { low: -32.0, high: 31.0, top: 121.0, scales: (-128.0, 127.0) };
 
-impl Encode<256> for Q6K {
+impl Split<256> for Q6K {
     type Block = BlockQ6K;
+    type Scales = Scaled<16>;
+    type Search = Levels<-32, 31>;
 
     #[inline(always)]
-    fn encode(target: &Target<256>) -> BlockQ6K {
+    fn choose_scales(target: &Target<256>) -> Scaled<16> {
+        choose_scales(target, &SHAPE)
+    }
+
+    #[inline(always)]
+    fn pack(scales: &Scaled<16>, codes: &[[u8; 8]]) -> BlockQ6K {
+        let codes = codes.as_flattened();
         let mut block = BlockQ6K::zeroed();
-        if target.empty {
-            return block;
-        }
-        let scales = choose_scales(target, &SHAPE);
         block.d = scales.bits;
         for s in 0..16 {
             block.scales[s] = scales.sub[s] as i8;
         }
-        let codes = scales.codes(target, &SHAPE);
         for half in 0..2 {
             let (codes, ql) = (&codes[128 * half..][..128], &mut block.ql[64 * half..][..64]);
             let qh = &mut block.qh[32 * half..][..32];

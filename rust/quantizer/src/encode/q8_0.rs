@@ -3,9 +3,10 @@
 //! With 255 levels any scale near `largest / 127` is as good as another on average; which of them
 //! happens to suit the 32 weights at hand is worth a fifth of the error.
 
-use super::Encode;
-use super::lanes::{Lanes, code};
-use super::target::{Target, inverse};
+use super::lanes::Lanes;
+use super::scalar::{Levels, Scaled};
+use super::split::Split;
+use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::q8_0::{BlockQ8_0, Q8_0};
 
@@ -14,20 +15,22 @@ use kizami_kernels::formats::q8_0::{BlockQ8_0, Q8_0};
 const FIRST: f32 = 127.0 / 127.4;
 const STEP: f32 = 0.0013;
 
-impl Encode<32> for Q8_0 {
+impl Split<32> for Q8_0 {
     type Block = BlockQ8_0;
+    type Scales = Scaled<1>;
+    type Search = Levels<-127, 127>;
 
     #[inline(always)]
-    fn encode(target: &Target<32>) -> BlockQ8_0 {
+    fn choose_scales(target: &Target<32>) -> Scaled<1> {
+        Scaled::single(target, choose_scale(target))
+    }
+
+    #[inline(always)]
+    fn pack(scales: &Scaled<1>, codes: &[[u8; 8]]) -> BlockQ8_0 {
         let mut block = BlockQ8_0::zeroed();
-        if target.empty {
-            return block;
-        }
-        let (bits, d) = target.frame.store(choose_scale(target));
-        block.d = bits;
-        let id = inverse(d);
-        for i in 0..32 {
-            block.qs[i] = choose_code(id, target.x[i]) as i8;
+        block.d = scales.bits;
+        for (q, code) in block.qs.iter_mut().zip(codes.as_flattened()) {
+            *q = (i16::from(*code) - 127) as i8;
         }
         block
     }
@@ -53,10 +56,4 @@ fn choose_scale(target: &Target<32>) -> f32 {
         error = error + Lanes::splat(*w) * e * e;
     }
     d.0[error.argmin()]
-}
-
-/// The nearest code; it does not depend on what errors cost.
-#[inline(always)]
-fn choose_code(id: f32, x: f32) -> f32 {
-    code(x * id, -127.0, 127.0)
 }

@@ -5,6 +5,7 @@
 //! `d` would have suited them better, and the sub-blocks choose again under that one.
 
 use super::lanes::{LANES, Lanes, code};
+use super::scalar::Scaled;
 use super::target::{Target, inverse};
 
 /// What tells the formats apart.
@@ -18,13 +19,6 @@ pub(super) struct Shape {
     pub(super) scales: (f32, f32),
 }
 
-/// The scales of a block in the search's frame.
-pub(super) struct Scales {
-    pub(super) bits: [u8; 2],
-    d: f32,
-    pub(super) sub: [f32; 16],
-}
-
 #[inline(always)]
 fn part(values: &[f32; 256], s: usize) -> &[f32; 16] {
     &values.as_chunks::<16>().0[s]
@@ -32,13 +26,13 @@ fn part(values: &[f32; 256], s: usize) -> &[f32; 16] {
 
 /// The best scales found.
 #[inline(always)]
-pub(super) fn choose_scales(target: &Target<256>, shape: &Shape) -> Scales {
+pub(super) fn choose_scales(target: &Target<256>, shape: &Shape) -> Scaled<16> {
     let (mut free, mut most) = ([0.0; 16], 0f32);
     for s in 0..16 {
         free[s] = free_scale(part(&target.x, s), part(&target.w, s), shape.low, shape.high);
         most = if free[s].abs() > most { free[s].abs() } else { most };
     }
-    let (mut best, mut least) = (Scales { bits: [0; 2], d: 0.0, sub: [0.0; 16] }, f32::MAX);
+    let (mut best, mut least) = (Scaled { bits: [0; 2], d: 0.0, sub: [0.0; 16] }, f32::MAX);
     let mut wanted = most / shape.top;
     for _ in 0..ROUNDS {
         let (bits, d) = target.frame.store(wanted);
@@ -52,7 +46,7 @@ pub(super) fn choose_scales(target: &Target<256>, shape: &Shape) -> Scales {
         }
         let cost = (d * sum_qq - 2.0 * sum_xq) * d;
         if cost < least {
-            (best, least) = (Scales { bits, d, sub }, cost);
+            (best, least) = (Scaled { bits, d, sub }, cost);
         }
         wanted = sum_xq * inverse(sum_qq);
     }
@@ -141,20 +135,4 @@ fn integer_scale(x: &[f32; 16], w: &[f32; 16], d: f32, t: f32, shape: &Shape) ->
     }
     let best = ((qq * scale - xq - xq) * scale).argmin();
     (s.0[best], xq.0[best], qq.0[best])
-}
-
-impl Scales {
-    /// All codes, from `shape.low` as zero.
-    #[inline(always)]
-    pub(super) fn codes(&self, target: &Target<256>, shape: &Shape) -> [u8; 256] {
-        let mut codes = [0; 256];
-        for s in 0..16 {
-            let id = inverse(self.d * self.sub[s]);
-            for i in 16 * s..16 * s + 16 {
-                // The nearest code does not depend on what errors cost.
-                codes[i] = (code(target.x[i] * id, shape.low, shape.high) - shape.low) as u8;
-            }
-        }
-        codes
-    }
 }

@@ -7,7 +7,8 @@
 //! again, was worth less than 0.1 % of the error.
 
 use super::lanes::{LANES, Lanes, dot3, opaque};
-use super::target::Target;
+use super::split::{Line, Scales};
+use super::target::{Frame, Target};
 
 /// Groups of eight in a super-block; each sub-block has an equal part of them.
 pub(super) const GROUPS: usize = 32;
@@ -15,7 +16,7 @@ pub(super) const GROUPS: usize = 32;
 pub(super) const BATCHES: usize = GROUPS / LANES;
 
 /// Scales smaller than this, in a frame where the largest weight is 1 to 2, are as good as zero.
-const LEAST: f32 = 1e-9;
+pub(super) const LEAST: f32 = 1e-9;
 
 /// Sixteen groups of eight that can choose their codes.
 pub(super) trait Batch {
@@ -27,6 +28,9 @@ pub(super) trait Batch {
 /// `d`, and what each sub-block stores.
 #[derive(Clone, Copy)]
 pub(super) struct Steps<const STEPS: usize> {
+    /// What the file stores as `d`: `unit` times ours.
+    pub(super) bits: [u8; 2],
+    pub(super) unit: f32,
     pub(super) d: f32,
     /// The scale is `d * (2 * step + 1)`.
     pub(super) step: [u8; STEPS],
@@ -34,26 +38,43 @@ pub(super) struct Steps<const STEPS: usize> {
     pub(super) variant: [u8; STEPS],
 }
 
-impl<const STEPS: usize> Steps<STEPS> {
-    /// The scale of each of a batch's groups.
+impl<const STEPS: usize> Scales for Steps<STEPS> {
     #[inline(always)]
-    pub(super) fn scales(&self, batch: usize) -> Lanes {
-        let mut scales = Lanes::ZERO;
-        for l in 0..LANES {
-            scales.0[l] = self.d * f32::from(2 * self.step[(LANES * batch + l) * STEPS / GROUPS] + 1);
-        }
-        scales.max(Lanes::splat(LEAST))
+    fn line(&self, octet: usize) -> Line {
+        let s = octet * STEPS / GROUPS;
+        let scale = self.d * f32::from(2 * self.step[s] + 1);
+        Line { scale, start: 0.0, variant: self.variant[s] }
+    }
+
+    #[inline(always)]
+    fn refit(&mut self, frame: &Frame, factor: f32) {
+        let d;
+        (self.bits, d) = frame.store(self.d * self.unit * factor);
+        self.d = d / self.unit;
     }
 }
 
+/// The scale of each of a batch's groups, and the variant.
+#[inline(always)]
+pub(super) fn scales_of(scales: &impl Scales, batch: usize) -> (Lanes, Lanes) {
+    let (mut scale, mut variant) = (Lanes::ZERO, Lanes::ZERO);
+    for l in 0..LANES {
+        let line = scales.line(LANES * batch + l);
+        (scale.0[l], variant.0[l]) = (line.scale, f32::from(line.variant));
+    }
+    (scale.max(Lanes::splat(LEAST)), variant)
+}
+
 /// The best scales found. `STEPS` is the number of sub-blocks, `V` that of variants, `trials` are scales for a
-/// sub-block whose root mean square is one, `last` is the largest sub-scale that can be stored.
+/// sub-block whose root mean square is one, `last` is the largest sub-scale that can be stored, `unit` what the file
+/// multiplies ours by.
 #[inline(always)]
 pub(super) fn choose_scales<B: Batch, const STEPS: usize, const V: usize, const K: usize>(
     target: &Target<256>,
     batches: &[B; BATCHES],
     trials: &[f32; K],
     last: f32,
+    unit: f32,
 ) -> Steps<STEPS> {
     let mut rms = [Lanes::ZERO; BATCHES];
     for b in 0..STEPS {
@@ -77,7 +98,10 @@ pub(super) fn choose_scales<B: Batch, const STEPS: usize, const V: usize, const 
             }
         }
     }
-    best_steps::<STEPS, V, K>(&envelopes, last)
+    let mut steps = best_steps::<STEPS, V, K>(&envelopes, last);
+    steps.unit = unit;
+    steps.refit(&target.frame, 1.0);
+    steps
 }
 
 /// Weighted sums of one choice of codes for every group: what they cost under any scale.
@@ -226,7 +250,7 @@ fn best_steps<const STEPS: usize, const V: usize, const K: usize>(
     let most = 2.0 * last + 3.0;
     let multiples = Lanes::splat(most) - Lanes::IOTA * Lanes::splat(most / 32.0);
     let mut d = (Lanes::splat(largest) / multiples).max(Lanes::splat(LEAST));
-    let mut best = Steps { d: LEAST, step: [0; STEPS], variant: [0; STEPS] };
+    let mut best = Steps { bits: [0; 2], unit: 1.0, d: LEAST, step: [0; STEPS], variant: [0; STEPS] };
     let mut least = f32::MAX;
     for _ in 0..2 {
         let trials = price(envelopes, &free, d, last);
@@ -252,7 +276,7 @@ const MOST: f32 = 1.5;
 /// a tensor's output, and products of shrunken tensors fade. `1 - rho²` is indifferent to it; the
 /// divergence of two small models at 1.6 bits was 1 % higher and 10 % lower than with half of it.
 #[inline(always)]
-pub(super) fn unbiased(target: &Target<256>, decoded: &[f32; 256]) -> f32 {
+pub(super) fn unbiased<const N: usize>(target: &Target<N>, decoded: &[f32; N]) -> f32 {
     let factor = dot3(&target.h, &target.x, &target.x) / dot3(&target.h, &target.x, decoded);
     if factor > 1.0 { factor.min(MOST) } else { 1.0 }
 }

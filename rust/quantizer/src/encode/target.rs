@@ -33,7 +33,7 @@ pub(crate) struct Frame {
 impl Frame {
     /// Brings magnitudes up to `largest` below 2 (below 4 at the very end of the range).
     #[inline(always)]
-    fn of(largest: f32) -> Frame {
+    pub(crate) fn of(largest: f32) -> Frame {
         let exponent = (largest.to_bits() >> 23).clamp(1, 253);
         Frame { normalize: f32::from_bits((254 - exponent) << 23), restore: f32::from_bits(exponent << 23) }
     }
@@ -66,6 +66,12 @@ impl Frame {
         self.stored(bits + u16::from(short))
     }
 
+    /// What the stored bits of a scale stand for here.
+    #[inline(always)]
+    pub(crate) fn value(&self, bits: [u8; 2]) -> f32 {
+        f16_to_f32(u16::from_le_bytes(bits)) * self.normalize
+    }
+
     #[inline(always)]
     fn stored(&self, bits: u16) -> ([u8; 2], f32) {
         (bits.to_le_bytes(), f16_to_f32(bits) * self.normalize)
@@ -95,7 +101,7 @@ pub(crate) struct Target<const N: usize> {
 }
 
 #[inline(always)]
-fn largest(x: &[f32]) -> f32 {
+pub(crate) fn largest(x: &[f32]) -> f32 {
     let mut lanes = [0f32; 16];
     for part in x.as_chunks::<16>().0 {
         for l in 0..16 {

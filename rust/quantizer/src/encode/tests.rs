@@ -9,12 +9,12 @@ use proptest::prelude::*;
 
 const COLS: usize = 512;
 
-fn block_types() -> impl Iterator<Item = Type> {
+pub(super) fn block_types() -> impl Iterator<Item = Type> {
     Type::ALL.iter().copied().filter(|ty| ty.family().is_some())
 }
 
 /// A stream of independent standard Gaussians.
-fn gaussian(seed: u64, n: usize) -> Vec<f32> {
+pub(crate) fn gaussian(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut uniform = move || {
         state ^= state << 13;
@@ -27,8 +27,24 @@ fn gaussian(seed: u64, n: usize) -> Vec<f32> {
         .collect()
 }
 
-fn lognormal(seed: u64, n: usize) -> Vec<f32> {
+pub(crate) fn lognormal(seed: u64, n: usize) -> Vec<f32> {
     gaussian(seed, n).iter().map(|x| x.exp()).collect()
+}
+
+/// Mean products of inputs: `rank` directions of falling strength and some noise of each column's own.
+pub(crate) fn moments(seed: u64, n: usize, rank: usize) -> Vec<f32> {
+    let (directions, noise) = (gaussian(seed, rank * n), lognormal(seed + 1, n));
+    let mut sums = vec![0f64; n * n];
+    for (r, direction) in directions.chunks_exact(n).enumerate() {
+        let strength = (-5.0 * r as f64 / rank as f64).exp();
+        for i in 0..n {
+            for j in 0..n {
+                sums[i * n + j] += strength * f64::from(direction[i]) * f64::from(direction[j]);
+            }
+        }
+    }
+    (0..n).for_each(|i| sums[i * n + i] += 0.05 * f64::from(noise[i]));
+    sums.iter().map(|x| *x as f32).collect()
 }
 
 /// A block of weights and their importance.
@@ -36,13 +52,13 @@ pub(super) fn block(seed: u64) -> ([f32; 256], [f32; 256]) {
     (gaussian(seed, 256).try_into().unwrap(), lognormal(seed + 100, 256).try_into().unwrap())
 }
 
-fn encode(ty: Type, rows: &[f32], cols: usize, importance: Option<&[f32]>) -> Vec<u8> {
+pub(super) fn encode(ty: Type, rows: &[f32], cols: usize, importance: Option<&[f32]>) -> Vec<u8> {
     let mut out = vec![0u8; rows.len() / cols * ty.row_bytes(cols).unwrap()];
     encode_rows(ty, rows, cols, importance, &mut out).unwrap();
     out
 }
 
-fn decode(ty: Type, bytes: &[u8], cols: usize) -> Vec<f32> {
+pub(super) fn decode(ty: Type, bytes: &[u8], cols: usize) -> Vec<f32> {
     let mut out = Vec::new();
     for row in bytes.chunks(ty.row_bytes(cols).unwrap()) {
         let mut values = vec![0f32; cols];
@@ -139,7 +155,7 @@ fn bytes_do_not_depend_on_how_rows_are_cut() {
 }
 
 /// Rows that make a search stumble: nothing, one weight, equal weights, outliers, huge, tiny.
-fn awkward_rows() -> Vec<Vec<f32>> {
+pub(super) fn awkward_rows() -> Vec<Vec<f32>> {
     let noise = gaussian(6, COLS);
     let scaled = |s: f32| noise.iter().map(|x| x * s).collect::<Vec<f32>>();
     let mut rows: Vec<Vec<f32>> =

@@ -1,0 +1,100 @@
+//! One code per weight: an integer, or one of IQ4's levels. The nearest one is right whatever errors cost, given
+//! what earlier weights leave to make up for.
+
+use super::lanes::{LANES, Lanes, code};
+use super::octet::{Octet, Row};
+use super::signed::inverses;
+use super::split::{Line, OCTET, Scales, Search};
+use super::target::{Frame, Target, inverse};
+
+/// Integers `LOW..=HIGH`, stored from `LOW` as zero.
+pub(super) struct Levels<const LOW: i32, const HIGH: i32>;
+
+impl<const LOW: i32, const HIGH: i32> Levels<LOW, HIGH> {
+    #[inline(always)]
+    fn nearest(x: Lanes) -> Lanes {
+        x.code(LOW as f32, HIGH as f32)
+    }
+}
+
+impl<const LOW: i32, const HIGH: i32> Search for Levels<LOW, HIGH> {
+    type Code = [u8; OCTET];
+    const COARSE: bool = false;
+
+    #[inline(always)]
+    fn choose_plain<const N: usize>(target: &Target<N>, scales: &impl Scales, codes: &mut [[u8; OCTET]]) {
+        for (g, (x, codes)) in target.x.as_chunks::<OCTET>().0.iter().zip(codes).enumerate() {
+            let line = scales.line(g);
+            let id = inverse(line.scale);
+            for i in 0..OCTET {
+                codes[i] = (code((x[i] - line.start) * id, LOW as f32, HIGH as f32) - LOW as f32) as u8;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn values(codes: [u8; OCTET]) -> [f32; OCTET] {
+        let mut values = [0.0; OCTET];
+        for i in 0..OCTET {
+            values[i] = f32::from(codes[i]) + LOW as f32;
+        }
+        values
+    }
+
+    #[inline(always)]
+    fn choose_whole(octet: &Octet, row: &Row, codes: &mut [[u8; OCTET]; LANES]) -> [Lanes; OCTET] {
+        let values = in_order(octet, row, Self::nearest);
+        for i in 0..OCTET {
+            for l in 0..LANES {
+                codes[l][i] = (values[i].0[l] - LOW as f32) as u8;
+            }
+        }
+        values
+    }
+}
+
+/// Rounds eight weights one after the other, each with the errors of those before it on top.
+#[inline(always)]
+pub(super) fn in_order(octet: &Octet, row: &Row, nearest: impl Fn(Lanes) -> Lanes) -> [Lanes; OCTET] {
+    let inverse = inverses(row.scale);
+    let (mut values, mut error) = ([Lanes::ZERO; OCTET], [Lanes::ZERO; OCTET]);
+    for j in 0..OCTET {
+        let mut x = row.w[j] + row.fed[j];
+        for i in 0..j {
+            x = x + error[i] * Lanes::splat(octet.u[i][j]);
+        }
+        values[j] = nearest((x - row.start) * inverse);
+        error[j] = row.w[j] - (values[j] * row.scale + row.start);
+    }
+    values
+}
+
+/// `COUNT` signed sub-scales under one f16, or that alone.
+#[derive(Clone, Copy)]
+pub(super) struct Scaled<const COUNT: usize> {
+    pub(super) bits: [u8; 2],
+    /// What the bits stand for.
+    pub(super) d: f32,
+    pub(super) sub: [f32; COUNT],
+}
+
+impl Scaled<1> {
+    /// A single scale, as an f16 can hold it.
+    #[inline(always)]
+    pub(super) fn single<const N: usize>(target: &Target<N>, d: f32) -> Self {
+        let (bits, d) = target.frame.store(d);
+        Scaled { bits, d, sub: [1.0] }
+    }
+}
+
+impl<const COUNT: usize> Scales for Scaled<COUNT> {
+    #[inline(always)]
+    fn line(&self, octet: usize) -> Line {
+        Line { scale: self.d * self.sub[octet * COUNT / 32], start: 0.0, variant: 0 }
+    }
+
+    #[inline(always)]
+    fn refit(&mut self, frame: &Frame, factor: f32) {
+        (self.bits, self.d) = frame.store(self.d * factor);
+    }
+}
