@@ -206,7 +206,7 @@ def test_ids_past_the_vocabulary_are_never_generated(source_model):
 
     model = kizami.engine.Model(
         source_model.source,
-        source_model._architecture,
+        source_model.decoder,
         Shorter(),
         tensors=source_model.source,
         activations="f32",

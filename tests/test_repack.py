@@ -54,7 +54,7 @@ def test_a_model_is_the_same_either_way(q4k, restore_settings):
     packed = kizami.load(q4k, repack="always")
     assert not any(plain.tensors[name].repacked for name in plain.source)
     assert packed.tensors["blk.0.attn_output.weight"].repacked
-    for part in packed._architecture.as_rows:
+    for part in packed.decoder.as_rows:
         assert not any(packed.tensors[name].repacked for name in packed.source if f"{part}." in name)
     for isa in _core.isa_available():
         _core.set_isa(isa)

@@ -129,12 +129,18 @@ class Tensor:
             FormatError: this is a stack of matrices.
         """
 
-    def encode(self, type_name: str, imatrix: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
+    def encode(
+        self,
+        type_name: str,
+        imatrix: NDArray[np.float32] | None = None,
+        curvatures: Sequence[Curvature] | None = None,
+    ) -> NDArray[np.uint8]:
         """The weights rounded to another format: its bytes, uint8, in GGUF order.
 
         Args:
             type_name: a format that GGUF files can hold.
             imatrix: importance of each column, float32 `[n, cols]` with one row per matrix; all alike without.
+            curvatures: for rounding with error feedback, in place of the imatrix: one per matrix, or one for all.
 
         Raises:
             UsageError: the type is unknown.
@@ -269,6 +275,26 @@ class GgufWriter:
         """Removes the partial file. Does nothing after `finish`."""
 
 # -- transformer blocks ------------------------------------------------------------------------------------
+
+@final
+class Curvature:
+    """What an error in one input column of a matrix may be traded for in others: second moments, factored."""
+
+    def __new__(cls, moments: NDArray[np.float64], damping: float = 0.01) -> Curvature:
+        """Factors moments.
+
+        Args:
+            moments: mean of `x xᵀ` over inputs `x`, float64 `[cols, cols]`, symmetric; `cols` is a multiple of 32.
+            damping: share of the mean diagonal that is added to the diagonal, 0 to 1.
+
+        Raises:
+            UsageError: the moments are no square, or damping is out of range.
+            FormatError: the moments are not finite, not symmetric, or larger than their diagonal allows.
+        """
+
+    @property
+    def damping(self) -> float:
+        """What was used: more than asked for where moments of too few inputs needed it."""
 
 @final
 class Observer:

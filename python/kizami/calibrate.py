@@ -21,6 +21,22 @@ from kizami.layers import Observer
 TOGETHER = 4
 
 
+def calibration_windows(
+    model: Model, text: str, n_ctx: int = 512, max_tokens: int | None = None
+) -> np.ndarray:
+    """Token ids ``[n_windows, n_ctx]`` of a calibration text; at most ``max_tokens``, spread evenly over the text.
+
+    Raises:
+        UsageError: the text does not fill one window.
+    """
+    ids = windows(model, text, n_ctx)
+    if max_tokens is not None:
+        keep = max(1, max_tokens // n_ctx)
+        if keep < len(ids):
+            ids = ids[np.unique(np.linspace(0, len(ids) - 1, keep).round().astype(int))]
+    return ids
+
+
 def calibrate(
     model: Model,
     text: str,
@@ -43,11 +59,7 @@ def calibrate(
     Raises:
         UsageError: the text does not fill one window.
     """
-    ids = windows(model, text, n_ctx)
-    if max_tokens is not None:
-        keep = max(1, max_tokens // n_ctx)
-        if keep < len(ids):
-            ids = ids[np.unique(np.linspace(0, len(ids) - 1, keep).round().astype(int))]
+    ids = calibration_windows(model, text, n_ctx, max_tokens)
     if model.activations != "f32":
         raise UsageError(f"activations: found {model.activations!r}, expected 'f32' for calibration")
     observer = Observer()

@@ -63,7 +63,7 @@ class Model:
         self.activations = activations
         self.cache_type = CACHE_TYPE[activations] if cache_type is None else cache_type
         self.timings = Timings()
-        self._architecture = architecture
+        self.decoder = architecture
 
     def __repr__(self) -> str:
         path = os.fspath(self.source.path)
@@ -75,14 +75,14 @@ class Model:
         Raises:
             UsageError: there is no such type.
         """
-        return self._architecture.new_cache(self.cache_type if type is None else type)
+        return self.decoder.new_cache(self.cache_type if type is None else type)
 
     def step(self, segments: Sequence[Segment], *, observer: Observer | None = None) -> np.ndarray:
         """Runs segments of different sequences together: float32 logits ``[wanted tokens, vocab]``.
 
         A sequence's logits do not depend on what else is in the step, to the last bit.
         """
-        return self._architecture.forward(Batch(segments, activations=self.activations, observer=observer))
+        return self.decoder.forward(Batch(segments, activations=self.activations, observer=observer))
 
     def logits(self, ids: Sequence[int], *, observer: Observer | None = None) -> np.ndarray:
         """float32 logits ``[n, vocab]`` of every token of one fresh sequence.

@@ -9,23 +9,26 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kizami import _core
-from kizami.calibrate import calibrate
+from kizami import _core, feedback
+from kizami.calibrate import calibrate, calibration_windows
 from kizami.checkpoint import open_source
 from kizami.engine import from_source
 from kizami.errors import FormatError, InputOutputError, UsageError
+from kizami.feedback import Moments
 from kizami.gguf import scale_name
 from kizami.imatrix import Imatrix
 from kizami.outputs import check_output
 from kizami.plan import (
+    TYPES,
     Plan,
+    PlannedTensor,
     file_bytes,
     file_layout,
     load_types,
@@ -86,8 +89,18 @@ def write(
     out: str | os.PathLike[str],
     imatrix: Imatrix | None,
     progress: Progress | None = None,
+    layers: Iterable[tuple[str, Moments]] = (),
 ) -> None:
     """Encodes every tensor of ``source`` as planned and writes the file.
+
+    Args:
+        source: an open model.
+        plan: the type of each of its tensors.
+        out: the file to write.
+        imatrix: importance of columns.
+        progress: called with (stage, tensors done, tensors in total).
+        layers: what :func:`kizami.feedback.layers` finds, for rounding with error feedback; tensors of no layer,
+            and all without it, are rounded each weight by itself.
 
     Raises:
         FormatError: a weight is not finite, or the imatrix does not fit a tensor.
@@ -98,27 +111,51 @@ def write(
     types = {t.name: t.type for t in plan.tensors}
     metadata = output_metadata(source, types, imatrix)
     writer = _core.GgufWriter(os.fspath(out), metadata, file_layout(plan.tensors))
+    left = {t.name: t for t in plan.tensors}
+
+    def put(planned: PlannedTensor, moments: Moments | None) -> None:
+        tensor = source[planned.name]
+        writer.write(planned.name, encoded(source, tensor, planned, imatrix, moments))
+        if planned.scales and tensor.scale is not None:
+            writer.write(scale_name(planned.name), tensor.scale.view(np.uint8))
+        if progress:
+            progress("encode", len(plan.tensors) - len(left), len(plan.tensors))
+
     try:
-        for done, planned in enumerate(plan.tensors):
-            tensor = source[planned.name]
-            n_mat = planned.shape[0] if len(planned.shape) == 3 else 1
-            weights = imatrix.weights(planned.name, n_mat, planned.shape[-1]) if imatrix else None
-            try:
-                # The same type needs no new rounding.
-                same = tensor.type == planned.type
-                data = tensor.bytes() if same else tensor.encode(planned.type, weights)
-            except FormatError as error:
-                raise FormatError(
-                    f"{os.fspath(source.path)}: tensor {planned.name}: {error}", hint=error.hint
-                ) from None
-            writer.write(planned.name, data)
-            if planned.scales and tensor.scale is not None:
-                writer.write(scale_name(planned.name), tensor.scale.view(np.uint8))
-            if progress:
-                progress("encode", done + 1, len(plan.tensors))
+        for prefix, moments in layers:
+            for name in [name for name in left if name.startswith(prefix)]:
+                put(left.pop(name), moments)
+        for name in list(left):
+            put(left.pop(name), None)
         writer.finish()
     finally:
         writer.abort()
+
+
+def encoded(
+    source: Any,
+    tensor: _core.Tensor,
+    planned: PlannedTensor,
+    imatrix: Imatrix | None,
+    moments: Moments | None,
+) -> np.ndarray:
+    """The bytes of one tensor in its planned type; with error feedback where there are moments of its inputs.
+
+    Raises:
+        FormatError: a weight is not finite, or the imatrix does not fit.
+    """
+    if tensor.type == planned.type:
+        return tensor.bytes()  # no new rounding
+    n_mat = planned.shape[0] if len(planned.shape) == 3 else 1
+    weights = imatrix.weights(planned.name, n_mat, planned.shape[-1]) if imatrix else None
+    feeds_back = moments is not None and TYPES[planned.type]["quantized"]
+    curvatures = moments.curvatures(planned.name) if moments is not None and feeds_back else None
+    try:
+        return tensor.encode(planned.type, weights, curvatures)
+    except FormatError as error:
+        raise FormatError(
+            f"{os.fspath(source.path)}: tensor {planned.name}: {error}", hint=error.hint
+        ) from None
 
 
 def quantize(
@@ -131,6 +168,7 @@ def quantize(
     plan: str | os.PathLike[str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
     calibration: str | os.PathLike[str] | None = None,
+    rounding: str | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -145,6 +183,9 @@ def quantize(
         plan: a plan file to replay.
         imatrix: importance of columns, from ``kizami imatrix`` or llama-imatrix, or
         calibration: a text to measure it on.
+        rounding: ``"feedback"`` lets every weight make up for the errors of those before it, as far as their inputs
+            go together on the calibration text (:mod:`kizami.feedback`); ``"plain"`` rounds each by itself. Feedback
+            where there is a text, if not given.
         dry_run: plan only; nothing is written.
         progress: called with (stage, done, total).
 
@@ -158,6 +199,10 @@ def quantize(
         raise UsageError("budget: expected exactly one of bpw, size, type and plan")
     if imatrix is not None and calibration is not None:
         raise UsageError("importance: found an imatrix and a calibration text, expected at most one")
+    if rounding not in (None, "plain", "feedback"):
+        raise UsageError(f"rounding: found {rounding!r}, expected 'plain' or 'feedback'")
+    if rounding == "feedback" and calibration is None:
+        raise UsageError("rounding: found 'feedback' without a calibration text, expected one")
     out = Path(out)
     check_output(out, src, plan, imatrix, calibration)
     source = open_source(Path(src))
@@ -166,14 +211,14 @@ def quantize(
         raise FormatError(
             f"{os.fspath(src)}: general.architecture: missing, expected a model; the file's type is {kind}"
         )
-    importance = None
+    importance, layers = None, iter(())
     if imatrix is not None:
         importance = Imatrix.read(imatrix)
     elif calibration is not None:
-        model = from_source(source, activations="f32")
-        importance = calibrate(
-            model, read_text(calibration), dataset=Path(calibration).name, progress=progress
-        )
+        model, text = from_source(source, activations="f32"), read_text(calibration)
+        importance = calibrate(model, text, dataset=Path(calibration).name, progress=progress)
+        if rounding != "plain":
+            layers = feedback.layers(model, calibration_windows(model, text))
     if type is not None:
         planned = uniform_plan(source, type)
     elif plan is not None:
@@ -181,7 +226,7 @@ def quantize(
     else:
         planned = make_plan(source, bpw=bpw, size=size, imatrix=importance, progress=progress)
     if not dry_run:
-        write(source, planned, out, importance, progress)
+        write(source, planned, out, importance, progress, layers)
     return Report(
         path=os.fspath(out),
         bytes=file_bytes(source, planned.tensors, importance) if dry_run else out.stat().st_size,

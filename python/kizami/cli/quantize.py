@@ -35,6 +35,12 @@ from .options import (
 @click.option("--plan", type=FILE, help="A plan to replay, from `kizami plan`.")
 @imatrix_option
 @click.option("--calibration", type=FILE, metavar="TEXT", help="Text to measure the importance matrix on.")
+@click.option(
+    "--rounding",
+    type=click.Choice(["feedback", "plain"]),
+    help="feedback: every weight makes up for the errors of those before it, as the calibration text allows. "
+    "[default: feedback where there is a text]",
+)
 @click.option("--dry-run", is_flag=True, help="Print the type of every tensor and the size; write nothing.")
 @threads_option
 @json_option
@@ -47,6 +53,7 @@ def quantize(
     plan: str | None,
     imatrix: str | None,
     calibration: str | None,
+    rounding: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -75,6 +82,7 @@ def quantize(
             plan=plan,
             imatrix=imatrix,
             calibration=calibration,
+            rounding=rounding,
             dry_run=dry_run,
             progress=progress,
         )

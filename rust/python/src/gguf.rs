@@ -3,6 +3,7 @@
 use crate::error;
 use crate::tensor::Tensor;
 use kizami_gguf::{Array, File, Layout, TypeId, Value, Writer};
+use kizami_kernels::Type;
 use numpy::PyReadonlyArray1;
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
@@ -144,4 +145,27 @@ impl GgufWriter {
     fn abort(&self) {
         drop(self.take());
     }
+}
+
+/// What tensor `scale` of a file holds for the matrices of tensor `weight`, whose shape this is.
+pub(crate) fn matrix_scales(
+    file: &kizami_gguf::File,
+    scale: &str,
+    weight: &str,
+    shape: &[usize],
+) -> PyResult<Vec<Vec<f32>>> {
+    let wrong = |found: String, mats: usize| {
+        let path = file.path().display();
+        error::format(format!(
+            "{path}: tensor {scale}: found {found}, expected F32 [{mats}], one for each matrix of {weight}"
+        ))
+    };
+    let mats = shape.iter().rev().skip(2).product::<usize>();
+    let Some((info, data)) = file.tensor(scale) else { return Err(wrong("none".into(), mats)) };
+    let fits = matches!(&info.dims[..], [n, rest @ ..] if *n == mats as u64 && rest.iter().all(|d| *d == 1));
+    if info.ty.id() != Type::F32.ggml_id().expect("a GGUF type") || !fits {
+        let dims: Vec<u64> = info.dims.iter().rev().copied().collect();
+        return Err(wrong(format!("{} {dims:?}", info.ty.name()), mats));
+    }
+    Ok(data.as_chunks().0.iter().map(|&bytes| vec![f32::from_le_bytes(bytes)]).collect())
 }

@@ -4,7 +4,7 @@ use crate::error;
 use crate::tensor::{Tensor, importance};
 use kizami_kernels::{Family, Type, repacked_bytes};
 use kizami_quantizer::tensor;
-use numpy::PyReadonlyArray2;
+use numpy::{PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -54,6 +54,57 @@ pub(crate) fn encode(
     let ty = parse(type_name)?;
     let importance = importance(t, imatrix.as_ref())?;
     py.detach(|| tensor::encode(&t.matrices(), ty, importance.as_deref())).map_err(error::quantizer)
+}
+
+/// As [`encode`], with error feedback: a curvature for each matrix, or one for all.
+pub(crate) fn encode_with_feedback(
+    py: Python<'_>,
+    t: &Tensor,
+    type_name: &str,
+    curvatures: &[Py<Curvature>],
+) -> PyResult<Vec<u8>> {
+    let ty = parse(type_name)?;
+    let matrices = t.matrices();
+    let curvatures: Vec<&kizami_quantizer::Curvature> = curvatures.iter().map(|c| &c.get().0).collect();
+    if curvatures.len() != 1 && curvatures.len() != matrices.len() {
+        return Err(error::usage(format!(
+            "curvatures: found {}, expected 1 or one for each of {} matrices",
+            curvatures.len(),
+            matrices.len()
+        )));
+    }
+    let of = |i: usize| curvatures[i % curvatures.len()];
+    let bytes: Result<Vec<Vec<u8>>, _> = py.detach(|| {
+        matrices.iter().enumerate().map(|(i, w)| tensor::encode_with_feedback(w, ty, of(i))).collect()
+    });
+    bytes.map(|parts| parts.concat()).map_err(error::quantizer)
+}
+
+/// What an error in one column may be traded for in others.
+#[pyclass(frozen, module = "kizami._core")]
+pub(crate) struct Curvature(kizami_quantizer::Curvature);
+
+#[pymethods]
+impl Curvature {
+    #[new]
+    #[pyo3(signature = (moments, damping=kizami_quantizer::Curvature::DAMPING))]
+    fn new(py: Python<'_>, moments: PyReadonlyArray2<'_, f64>, damping: f32) -> PyResult<Self> {
+        let [rows, cols] = *moments.shape() else { unreachable!("an array of two dimensions") };
+        if rows != cols {
+            return Err(error::usage(format!("moments: found shape [{rows}, {cols}], expected a square")));
+        }
+        if !(0.0..=1.0).contains(&damping) {
+            return Err(error::usage(format!("damping: found {damping}, expected 0 to 1")));
+        }
+        let moments: Vec<f32> = moments.as_array().iter().map(|&x| x as f32).collect();
+        let made = py.detach(|| kizami_quantizer::Curvature::new(&moments, cols, damping));
+        made.map(Self).map_err(error::quantizer)
+    }
+
+    #[getter]
+    fn damping(&self) -> f32 {
+        self.0.damping()
+    }
 }
 
 pub(crate) fn distortion(

@@ -1,5 +1,6 @@
 //! Weights as Python sees them: a format, a shape, and bytes that somebody else owns.
 
+use crate::quantize::Curvature;
 use crate::{error, memory};
 use kizami_kernels::matmul::{Columns, Precision, dequantize, matmul};
 use kizami_kernels::{Matrix, Type, par, repack, repacked_bytes};
@@ -135,7 +136,7 @@ impl Tensor {
             shape.remove(0);
         }
         let scales = match scale {
-            Some(scale) => matrix_scales(&file, scale, name, &shape)?,
+            Some(scale) => crate::gguf::matrix_scales(&file, scale, name, &shape)?,
             None => Vec::new(),
         };
         let (start, len) = (data.as_ptr(), data.len());
@@ -195,29 +196,6 @@ impl Tensor {
     pub(crate) fn cols(&self) -> usize {
         self.cols
     }
-}
-
-/// What tensor `scale` of a file holds for the matrices of tensor `weight`, whose shape this is.
-fn matrix_scales(
-    file: &kizami_gguf::File,
-    scale: &str,
-    weight: &str,
-    shape: &[usize],
-) -> PyResult<Vec<Vec<f32>>> {
-    let wrong = |found: String, mats: usize| {
-        let path = file.path().display();
-        error::format(format!(
-            "{path}: tensor {scale}: found {found}, expected F32 [{mats}], one for each matrix of {weight}"
-        ))
-    };
-    let mats = shape.iter().rev().skip(2).product::<usize>();
-    let Some((info, data)) = file.tensor(scale) else { return Err(wrong("none".into(), mats)) };
-    let fits = matches!(&info.dims[..], [n, rest @ ..] if *n == mats as u64 && rest.iter().all(|d| *d == 1));
-    if info.ty.id() != Type::F32.ggml_id().expect("a GGUF type") || !fits {
-        let dims: Vec<u64> = info.dims.iter().rev().copied().collect();
-        return Err(wrong(format!("{} {dims:?}", info.ty.name()), mats));
-    }
-    Ok(data.as_chunks().0.iter().map(|&bytes| vec![f32::from_le_bytes(bytes)]).collect())
 }
 
 #[pymethods]
@@ -368,14 +346,18 @@ impl Tensor {
         PyArray1::from_vec(py, out).reshape([n, self.rows])
     }
 
-    #[pyo3(signature = (type_name, imatrix=None))]
+    #[pyo3(signature = (type_name, imatrix=None, curvatures=None))]
     fn encode<'py>(
         &self,
         py: Python<'py>,
         type_name: &str,
         imatrix: Option<PyReadonlyArray2<'py, f32>>,
+        curvatures: Option<Vec<Py<Curvature>>>,
     ) -> PyResult<Bound<'py, PyArray1<u8>>> {
-        let bytes = crate::quantize::encode(py, self, type_name, imatrix)?;
+        let bytes = match curvatures {
+            Some(curvatures) => crate::quantize::encode_with_feedback(py, self, type_name, &curvatures)?,
+            None => crate::quantize::encode(py, self, type_name, imatrix)?,
+        };
         Ok(PyArray1::from_vec(py, bytes))
     }
 
