@@ -24,7 +24,7 @@ TOGETHER = 4
 def calibration_windows(
     model: Model, text: str, n_ctx: int = 512, max_tokens: int | None = None
 ) -> np.ndarray:
-    """Token ids ``[n_windows, n_ctx]`` of a calibration text; at most ``max_tokens``, spread evenly over the text.
+    """Token ids ``[n_windows, n_ctx]`` of a calibration text; at most ``max_tokens``, spread evenly over it.
 
     Raises:
         UsageError: the text does not fill one window.

@@ -1,7 +1,8 @@
 """The whole path on the embedded model: calibrate, plan, quantize twice, evaluate, generate.
 
-What ``kizami demo`` runs: a uniform file, and a dynamic one that is not larger, both held against
-the FP8 source they were made from.
+What ``kizami demo`` runs: a file of one type with every weight rounded by itself, and one that is not larger,
+with a type per tensor and error feedback, as ``kizami quantize`` makes it; both held against the FP8 source
+they were made from.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kizami.calibrate import calibrate
+from kizami import feedback
+from kizami.calibrate import calibrate, calibration_windows
 from kizami.engine import from_source, load
 from kizami.evaluate import score, windows
 from kizami.plan import make_plan, uniform_plan
@@ -74,7 +76,8 @@ def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> Demo
     write(source, uniform, uniform_path, imatrix, progress)
     dynamic = make_plan(source, size=uniform_path.stat().st_size, imatrix=imatrix, progress=progress)
     dynamic_path = folder / "tiny-deepseek-dynamic.gguf"
-    write(source, dynamic, dynamic_path, imatrix, progress)
+    layers = feedback.layers(reference, calibration_windows(reference, text, N_CTX, CALIBRATION_TOKENS))
+    write(source, dynamic, dynamic_path, imatrix, progress, layers)
 
     plans = {dynamic_path: dynamic, uniform_path: uniform}
     models = [load(path) for path in plans]

@@ -1,9 +1,9 @@
 """The second pass over the calibration text: how the inputs of every linear layer go together.
 
-Error feedback (docs/quantizer.md) rounds a weight with the errors of the weights before it in mind, as far as
-their inputs are correlated. So it wants the second moments ``sum of x xᵀ``: too many numbers to keep for a whole
-model, and therefore all windows pass through one layer at a time, and whoever rounds that layer takes its moments
-before the next one begins. Knows models and statistics; neither types nor files.
+Error feedback (docs/quantizer.md) rounds a weight with the errors of the weights before it in mind, as
+far as their inputs are correlated. So it wants the second moments ``sum of x xᵀ``: too many numbers to
+keep for a whole model, and therefore all windows pass through one layer at a time, and whoever rounds that
+layer takes its moments before the next one begins. Knows models and statistics; neither types nor files.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Moments:
         """What error feedback makes of the mean of ``x xᵀ`` of a tensor's inputs.
 
         Returns:
-            One per matrix, or a single one where it is the same for all matrices; None where nothing was seen.
+            One per matrix, or a single one where it is the same for all; None where nothing was seen.
         """
         observed = observed_as(name, self._names)
         if observed not in self._curvatures:
@@ -83,8 +83,8 @@ def layers(model: Model, ids: np.ndarray) -> Iterator[tuple[str, Moments]]:
         ids: token ids ``[n_windows, n_ctx]``.
 
     Yields:
-        What the names of a layer's tensors start with (``blk.3.``), and their moments; last that of the head, whose
-        names start with ``output``.
+        What the names of a layer's tensors start with (``blk.3.``), and their moments; last that of the
+        head, whose names start with ``output``.
     """
     decoder = model.decoder
     names = set(model.tensors)

@@ -99,8 +99,8 @@ def write(
         out: the file to write.
         imatrix: importance of columns.
         progress: called with (stage, tensors done, tensors in total).
-        layers: what :func:`kizami.feedback.layers` finds, for rounding with error feedback; tensors of no layer,
-            and all without it, are rounded each weight by itself.
+        layers: what :func:`kizami.feedback.layers` finds, for rounding with error feedback; in tensors of no
+            layer, and in all without it, each weight is rounded by itself.
 
     Raises:
         FormatError: a weight is not finite, or the imatrix does not fit a tensor.
@@ -183,9 +183,9 @@ def quantize(
         plan: a plan file to replay.
         imatrix: importance of columns, from ``kizami imatrix`` or llama-imatrix, or
         calibration: a text to measure it on.
-        rounding: ``"feedback"`` lets every weight make up for the errors of those before it, as far as their inputs
-            go together on the calibration text (:mod:`kizami.feedback`); ``"plain"`` rounds each by itself. Feedback
-            where there is a text, if not given.
+        rounding: ``"feedback"`` lets every weight make up for the errors of those before it, as far as
+            their inputs go together on the calibration text (:mod:`kizami.feedback`); ``"plain"`` rounds
+            each by itself. Feedback where there is a text, if not given.
         dry_run: plan only; nothing is written.
         progress: called with (stage, done, total).
 

@@ -1,12 +1,12 @@
 //! From rows of f32 to the bytes of a format: `encode_rows`, and the trait behind it.
 //!
 //! Knows how rows divide into blocks and checks what comes in. What makes a good block is the
-//! business of one file per format below, each in two halves: *choose the scales* of a block, and
-//! *choose codes* given scales, target and what errors cost. Error feedback will put another
-//! target and another cost into the second half.
+//! business of one file per format below, each in two halves (`split.rs`): *choose the scales* of a
+//! block, and *choose codes* given scales, target and what errors cost. Error feedback
+//! (`feedback.rs`) puts another target and another cost into the second half.
 //!
-//! A block sees only its own weights and importance, so the bytes do not depend on how rows are
-//! cut, and everything is elementwise f32 in a fixed order, so they do not depend on the CPU.
+//! A row sees nothing of other rows, so the bytes do not depend on how rows are cut, and all sums
+//! are f32 in a fixed order, so they do not depend on the CPU.
 #![allow(clippy::needless_range_loop, reason = "lanes, groups and levels are numbers here")]
 
 mod codebook;
