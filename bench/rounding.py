@@ -3,9 +3,9 @@
     .venv/bin/python bench/rounding.py                                   # the embedded model
     .venv/bin/python bench/rounding.py --model DIR --types IQ1_S IQ2_XXS --texts code.txt --json out.json
 
-Embedding, head, router and norms stay as they are, so both files have the same bytes and nothing but rounding
-differs. Statistics come from DIR/calibration.txt; figures from DIR/eval.txt and from any other texts named, with
-float activations. The interval is that of the mean over windows of the paired difference.
+Embedding, head, router and norms stay as they are, so both files have the same bytes and nothing but
+rounding differs. Statistics come from DIR/calibration.txt; figures from DIR/eval.txt and from any other texts
+named, with float activations. The interval is that of the mean over windows of the paired difference.
 """
 
 from __future__ import annotations

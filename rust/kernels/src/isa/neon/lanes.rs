@@ -41,6 +41,7 @@ pub(super) unsafe fn half_bits(low: float32x4_t, high: float32x4_t) -> uint16x8_
 }
 
 /// Asks for a cache line, into the second level.
+#[allow(clippy::pointers_in_nomem_asm_block, reason = "a hint reads nothing")]
 #[inline(always)]
 pub(super) fn prefetch(at: *const u8) {
     // SAFETY: a hint, which no address makes fault; the pointer is never read through.
