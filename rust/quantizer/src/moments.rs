@@ -8,6 +8,9 @@ use kizami_kernels::dispatch::{Op, dispatch};
 use kizami_kernels::isa::{Isa, LANES};
 use kizami_kernels::par;
 
+#[cfg(test)]
+mod tests;
+
 /// Tokens of one f32 chain.
 const TOKENS: usize = 256;
 /// Columns that lie side by side while they are multiplied.

@@ -1,7 +1,7 @@
-//! Second moments: right, and the same bits however the inputs come and whoever adds them up.
+//! Right, and the same bits however the inputs come and whoever adds them up.
 
-use kizami_kernels::{levels, par, set_level};
-use kizami_quantizer::Moments;
+use super::*;
+use kizami_kernels::{levels, set_level};
 use proptest::prelude::*;
 use std::sync::Mutex;
 
