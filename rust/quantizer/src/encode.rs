@@ -1,19 +1,17 @@
 //! From rows of f32 to the bytes of a format: `encode_rows`, and the trait behind it.
 //!
 //! Knows how rows divide into blocks and checks what comes in. What makes a good block is the
-//! business of one file per format below, each in two halves (`split.rs`): *choose the scales* of a
-//! block, and *choose codes* given scales, target and what errors cost. Error feedback
-//! (`feedback.rs`) puts another target and another cost into the second half.
+//! business of one file per format below, each in two halves (`split.rs`): *choose the scales* of a block, and
+//! *choose codes* given scales, target and what errors cost. Error feedback (`feedback.rs`) puts another
+//! target and another cost into the second half.
 //!
-//! A row sees nothing of other rows, so the bytes do not depend on how rows are cut, and all sums
-//! are f32 in a fixed order, so they do not depend on the CPU.
+//! A row sees only its own weights, and what all rows share, so the bytes do not depend on how rows are
+//! cut, and everything is elementwise f32 in a fixed order, so they do not depend on the CPU.
 #![allow(clippy::needless_range_loop, reason = "lanes, groups and levels are numbers here")]
 
 mod codebook;
 mod e2m1;
 mod feedback;
-#[cfg(test)]
-mod feedback_tests;
 mod float;
 mod iq1_m;
 mod iq1_s;
@@ -96,7 +94,7 @@ pub fn encode_rows(
             return Err(Error::Importance { col, value: importance[col] });
         }
     }
-    encode(ty, Job { rows, cols, importance, curvature: None, out })
+    encode(ty, Job { rows, cols, importance, feedback: None, out })
 }
 
 /// As [`encode_rows`], but columns make up for the errors of those before them, as far as inputs go together.
@@ -105,14 +103,18 @@ pub fn encode_rows(
 /// of the rows. Formats of few levels under one scale (TQ1_0, TQ2_0, Q2_0, Q1_0, MXFP4, NVFP4) and floats are encoded
 /// as [`encode_rows`] does under the diagonal of `H`. The method is block LDL rounding (QuIP#, arXiv 2402.04396) with
 /// a second level inside the block; see `encode/feedback.rs`.
+///
+/// `gain` is the share of the codes' shrinkage that scales undo: at 0 they are least squares, which is what the loss
+/// asks for, at 1 each block's output has its whole size under the metric that later blocks leave it.
 pub fn encode_rows_with_feedback(
     ty: Type,
     rows: &[f32],
     curvature: &Curvature,
+    gain: f32,
     out: &mut [u8],
 ) -> Result<(), Error> {
     let (cols, importance) = (curvature.cols(), Some(curvature.importance()));
-    encode(ty, Job { rows, cols, importance, curvature: Some(curvature), out })
+    encode(ty, Job { rows, cols, importance, feedback: Some((curvature, gain)), out })
 }
 
 /// Rows to encode.
@@ -120,8 +122,8 @@ struct Job<'a> {
     rows: &'a [f32],
     cols: usize,
     importance: Option<&'a [f32]>,
-    /// For formats that know feedback.
-    curvature: Option<&'a Curvature>,
+    /// Curvature and gain, for formats that know feedback.
+    feedback: Option<(&'a Curvature, f32)>,
     out: &'a mut [u8],
 }
 
@@ -170,8 +172,10 @@ fn encode(ty: Type, job: Job<'_>) -> Result<(), Error> {
 
 /// A format with feedback, where it is asked for.
 fn split<F: Split<N>, const N: usize>(job: Job<'_>) {
-    match job.curvature {
-        Some(curvature) => dispatch(feedback::Rows::<F, N> { job, curvature, format: PhantomData }),
+    match job.feedback {
+        Some((curvature, gain)) => {
+            dispatch(feedback::Rows::<F, N> { job, curvature, gain, format: PhantomData });
+        }
         None => blocks::<F, N>(job),
     }
 }

@@ -51,8 +51,14 @@ pub fn encode(matrices: &[Matrix<'_>], ty: Type, importance: Option<&[f32]>) -> 
     results.into_iter().collect::<Result<(), _>>().map(|()| out)
 }
 
-/// Encodes one matrix as `ty` with error feedback, on all threads. `curvature` has the matrix's columns.
-pub fn encode_with_feedback(w: &Matrix<'_>, ty: Type, curvature: &Curvature) -> Result<Vec<u8>, Error> {
+/// Encodes one matrix as `ty` with error feedback, on all threads. `curvature` has the matrix's columns; `gain` is as in
+/// [`encode_rows_with_feedback`].
+pub fn encode_with_feedback(
+    w: &Matrix<'_>,
+    ty: Type,
+    curvature: &Curvature,
+    gain: f32,
+) -> Result<Vec<u8>, Error> {
     let cols = w.cols();
     expect_len("columns of the curvature", curvature.cols(), cols)?;
     let row_length = Error::RowLength { ty: ty.name(), cols, block: ty.block() };
@@ -64,7 +70,7 @@ pub fn encode_with_feedback(w: &Matrix<'_>, ty: Type, curvature: &Curvature) -> 
     let results: Vec<_> = par::map(tasks, |(i, out): (usize, &mut [u8])| {
         let mut rows = vec![0.0; out.len() / row_bytes * cols];
         dequantize(w, i * group, &mut rows).expect("rows of the matrix");
-        encode_rows_with_feedback(ty, &rows, curvature, out).map_err(|e| e.below(i * group))
+        encode_rows_with_feedback(ty, &rows, curvature, gain, out).map_err(|e| e.below(i * group))
     });
     results.into_iter().collect::<Result<(), _>>().map(|()| out)
 }

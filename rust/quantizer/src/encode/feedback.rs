@@ -10,13 +10,17 @@
 //! blocks feed in, the loss is `sum of d * r²` with `r = e L + f = (w L + f) - q L`. So the residuals of a pass also
 //! tell `q L`, and with it the best factor on all scales.
 
+mod block;
+#[cfg(test)]
+mod tests;
+
 use super::Job;
 use super::lanes::{LANES, Lanes};
-use super::octet::{Octet, Row};
-use super::split::{Line, MOST_OCTETS, OCTET, Scales, Search, Split};
-use super::target::{Frame, Target, largest};
+use super::octet::Octet;
+use super::split::{MOST_OCTETS, OCTET, Split};
+use super::target::{Frame, largest};
 use crate::curvature::Curvature;
-use bytemuck::Zeroable;
+use block::Block;
 use kizami_kernels::dispatch::Op;
 use kizami_kernels::isa::Isa;
 use std::marker::PhantomData;
@@ -25,15 +29,12 @@ use std::marker::PhantomData;
 const PANEL: usize = MOST_OCTETS * OCTET;
 /// Sets of sixteen rows that pass over the factor together.
 const SETS: usize = 4;
-/// Fits of `d` per block, each followed by choosing codes anew.
-const ROUNDS: usize = 2;
-/// Bounds on the factor of a fit; beyond them the fit is of something degenerate.
-const FACTORS: (f32, f32) = (0.5, 2.0);
-
 /// Encodes rows of one format under a curvature.
 pub(super) struct Rows<'a, F, const N: usize> {
     pub(super) job: Job<'a>,
     pub(super) curvature: &'a Curvature,
+    /// How much of the codes' shrinkage the last fit undoes, from 0, least squares, to 1.
+    pub(super) gain: f32,
     pub(super) format: PhantomData<F>,
 }
 
@@ -46,7 +47,7 @@ impl<F: Split<N>, const N: usize> Op for Rows<'_, F, N> {
         let (group, group_bytes) = (SETS * LANES * cols, SETS * LANES * row_bytes);
         for (rows, out) in rows.chunks(group).zip(out.chunks_mut(group_bytes)) {
             let sets = rows.chunks(LANES * cols).map(|rows| Set::new(rows, cols)).collect();
-            Group { curvature: self.curvature, sets, out, row_bytes }.all::<I, F, N>(isa);
+            Group { curvature: self.curvature, gain: self.gain, sets, out, row_bytes }.all::<I, F, N>(isa);
         }
     }
 }
@@ -87,6 +88,7 @@ fn largest_of(row: &[f32]) -> f32 {
 /// Rows that pass over the factor together.
 struct Group<'a> {
     curvature: &'a Curvature,
+    gain: f32,
     sets: Vec<Set>,
     out: &'a mut [u8],
     row_bytes: usize,
@@ -118,7 +120,7 @@ impl Group<'_> {
         for at in (0..width).step_by(N) {
             for (set, out) in self.sets.iter_mut().zip(self.out.chunks_mut(LANES * self.row_bytes)) {
                 let mut block = Block::<N>::new(isa, set, &columns, at);
-                block.encode::<I, F>(isa, |row, block| {
+                block.encode::<I, F>(isa, self.gain, |row, block| {
                     let bytes = bytemuck::bytes_of(&block);
                     out[row * self.row_bytes + (start + at) / N * bytes.len()..][..bytes.len()]
                         .copy_from_slice(bytes);
@@ -193,195 +195,5 @@ impl<'a> Columns<'a> {
             }
         }
         sums
-    }
-}
-
-/// One block of sixteen rows.
-struct Block<'a, const N: usize> {
-    columns: &'a Columns<'a>,
-    /// Its first column in the panel.
-    at: usize,
-    count: usize,
-    frames: &'a [Frame; LANES],
-    w: &'a [Lanes],
-    e: &'a mut [Lanes],
-    /// What earlier blocks feed in.
-    fed: [Lanes; N],
-    /// `w L + f`: residuals if all codes stood for zero.
-    whole: [Lanes; N],
-    /// The weights that would leave no residuals.
-    free: [Lanes; N],
-}
-
-impl<'a, const N: usize> Block<'a, N> {
-    #[inline(always)]
-    fn new<I: Isa>(isa: I, set: &'a mut Set, columns: &'a Columns<'a>, at: usize) -> Self {
-        let begin = columns.start + at;
-        let (before, e) = set.e.split_at_mut(begin);
-        let (w, e) = (&set.w[begin..begin + N], &mut e[..N]);
-        let mut fed: [Lanes; N] = set.fed[at..at + N].try_into().expect("a whole block");
-        let (mut whole, mut free, mut given) = ([Lanes::ZERO; N], [Lanes::ZERO; N], [Lanes::ZERO; N]);
-        for g in 0..N / OCTET {
-            let (here, octet) = (at / OCTET + g, &columns.octets[at / OCTET + g]);
-            let fed = octet_mut(&mut fed, g);
-            absorb(isa, fed, &before[columns.start..], columns.u(here, 0, at));
-            let above = columns.u(here, at, at + OCTET * g);
-            let mut sums = *fed;
-            absorb(isa, &mut sums, &w[..OCTET * g], above);
-            *octet_mut(&mut whole, g) = octet.residual(octet_of(w, g), &sums);
-            let mut sums = *fed;
-            absorb(isa, &mut sums, &given[..OCTET * g], above);
-            for j in 0..OCTET {
-                let mut more = sums[j];
-                for i in 0..j {
-                    more = more + given[OCTET * g + i] * Lanes::splat(octet.u[i][j]);
-                }
-                given[OCTET * g + j] = Lanes::ZERO - more;
-                free[OCTET * g + j] = w[OCTET * g + j] + more;
-            }
-        }
-        Block { columns, at, count: set.count, frames: &set.frames, w, e, fed, whole, free }
-    }
-
-    #[inline(always)]
-    fn encode<I: Isa, F: Split<N>>(&mut self, isa: I, mut put: impl FnMut(usize, F::Block)) {
-        let importance = self.columns.diagonal::<N>(self.at);
-        let (mut scales, mut frames) = ([None; LANES], [Frame::of(0.0); LANES]);
-        for l in 0..self.count {
-            let mut weights = [0.0; N];
-            for i in 0..N {
-                // Where feedback outgrows f32 the largest number will do; no number becomes the smallest.
-                let x = self.frames[l].restored(self.free[i].0[l]);
-                weights[i] = if x > f32::MIN { x.min(f32::MAX) } else { f32::MIN };
-            }
-            let target = Target::new(&weights, Some(&importance));
-            frames[l] = target.frame;
-            scales[l] = (!target.empty).then(|| F::choose_scales(&target));
-        }
-        let mut codes = [[<F::Search as Search>::Code::default(); LANES]; MOST_OCTETS];
-        let mut values = [Lanes::ZERO; N];
-        for _ in 0..=ROUNDS {
-            let (mut cross, mut square) = (Lanes::ZERO, Lanes::ZERO);
-            for g in 0..N / OCTET {
-                let (here, octet) = (self.at / OCTET + g, &self.columns.octets[self.at / OCTET + g]);
-                let (w, mut row) = (*octet_of(self.w, g), self.row(&scales, &frames, g));
-                absorb(
-                    isa,
-                    &mut row.fed,
-                    &self.e[..OCTET * g],
-                    self.columns.u(here, self.at, self.at + OCTET * g),
-                );
-                let found = F::Search::choose_whole(octet, &row, &mut codes[g]);
-                *octet_mut(&mut values, g) = found;
-                let mut e = [Lanes::ZERO; OCTET];
-                for j in 0..OCTET {
-                    e[j] = w[j] - (found[j] * row.scale + row.start);
-                }
-                *octet_mut(self.e, g) = e;
-                let residual = octet.residual(&e, &row.fed);
-                for j in 0..OCTET {
-                    let whole = self.whole[OCTET * g + j];
-                    let (q, d) = (whole - residual[j], Lanes::splat(octet.d[j]));
-                    cross = cross + d * whole * q;
-                    square = square + d * q * q;
-                }
-            }
-            for l in 0..self.count {
-                if let Some(scales) = &mut scales[l] {
-                    let factor = cross.0[l] / square.0[l];
-                    if factor > FACTORS.0 && factor < FACTORS.1 {
-                        scales.refit(&frames[l], factor);
-                    }
-                }
-            }
-        }
-        for g in 0..N / OCTET {
-            let row = self.row(&scales, &frames, g);
-            for j in OCTET * g..OCTET * (g + 1) {
-                self.e[j] = self.w[j] - (values[j] * row.scale + row.start);
-            }
-        }
-        for l in 0..self.count {
-            let Some(scales) = &scales[l] else {
-                put(l, F::Block::zeroed());
-                continue;
-            };
-            let mut row = [<F::Search as Search>::Code::default(); MOST_OCTETS];
-            for g in 0..N / OCTET {
-                row[g] = codes[g][l];
-            }
-            put(l, F::pack(scales, &row[..N / OCTET]));
-        }
-    }
-
-    /// An octet's weights and scales, in the frames of the rows.
-    #[inline(always)]
-    fn row<S: Scales>(&self, scales: &[Option<S>; LANES], frames: &[Frame; LANES], g: usize) -> Row {
-        let zero = Lanes::ZERO;
-        let mut row = Row {
-            w: *octet_of(self.w, g),
-            fed: *octet_of(&self.fed, g),
-            scale: zero,
-            start: zero,
-            variant: zero,
-        };
-        for l in 0..LANES {
-            if let Some(scales) = &scales[l] {
-                let Line { scale, start, variant } = scales.line(g);
-                row.scale.0[l] = self.frames[l].normalized(frames[l].restored(scale));
-                row.start.0[l] = self.frames[l].normalized(frames[l].restored(start));
-                row.variant.0[l] = f32::from(variant);
-            }
-        }
-        row
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::encode::tests::{decode, gaussian, moments};
-    use kizami_kernels::formats::{Iq1S, Iq2Xxs, Iq3Xxs, Iq4Nl, Q4_1, Q4K, Q6K};
-    use kizami_kernels::{Type, dispatch};
-
-    /// Encodes sixteen rows and returns their errors as the search knows them, row by row.
-    struct Errors<'a, F, const N: usize>(Rows<'a, F, N>);
-
-    impl<F: Split<N>, const N: usize> Op for Errors<'_, F, N> {
-        type Out = Vec<f32>;
-        fn run<I: Isa>(self, isa: I) -> Vec<f32> {
-            let Job { rows, cols, out, .. } = self.0.job;
-            let row_bytes = cols / N * size_of::<F::Block>();
-            let mut group =
-                Group { curvature: self.0.curvature, sets: vec![Set::new(rows, cols)], out, row_bytes };
-            group.all::<I, F, N>(isa);
-            let set = &group.sets[0];
-            (0..LANES).flat_map(|l| set.e.iter().map(move |e| set.frames[l].restored(e.0[l]))).collect()
-        }
-    }
-
-    fn check<F: Split<N>, const N: usize>(ty: Type) {
-        let cols = 512;
-        let rows: Vec<f32> = gaussian(50, LANES * cols).iter().map(|x| 0.03 * x).collect();
-        let curvature = Curvature::new(&moments(51, cols, 60), cols, 0.01).unwrap();
-        let mut out = vec![0; LANES * ty.row_bytes(cols).unwrap()];
-        let job = Job { rows: &rows, cols, importance: None, curvature: None, out: &mut out };
-        let errors = dispatch(Errors(Rows::<F, N> { job, curvature: &curvature, format: PhantomData }));
-        let back = decode(ty, &out, cols);
-        for i in 0..rows.len() {
-            let error = rows[i] - back[i];
-            assert!((errors[i] - error).abs() < 1e-6, "{ty:?}: {i}: {} against {error}", errors[i]);
-        }
-    }
-
-    #[test]
-    fn what_is_fed_on_is_the_error_of_what_was_written() {
-        check::<Q4_1, 32>(Type::Q4_1);
-        check::<Iq4Nl, 32>(Type::Iq4Nl);
-        check::<Q4K, 256>(Type::Q4K);
-        check::<Q6K, 256>(Type::Q6K);
-        check::<Iq3Xxs, 256>(Type::Iq3Xxs);
-        check::<Iq2Xxs, 256>(Type::Iq2Xxs);
-        check::<Iq1S, 256>(Type::Iq1S);
     }
 }

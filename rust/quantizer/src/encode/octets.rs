@@ -184,8 +184,8 @@ impl<F: Codebook<ENTRIES>, const ENTRIES: usize, const PARITY: bool> Search
     }
 }
 
-/// How often magnitudes are chosen.
-const TURNS: usize = 3;
+/// How often magnitudes are chosen. A third time changed the loss by at most 2 %, either way.
+const TURNS: usize = 2;
 
 static VALUES: [[f32; 4]; HALVES] = half_values(&MAGNITUDES);
 

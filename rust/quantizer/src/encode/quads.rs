@@ -38,7 +38,7 @@ impl Code {
 }
 
 /// How often magnitudes are chosen.
-const TURNS: usize = 3;
+const TURNS: usize = 2;
 
 /// Magnitudes of one entry given signs and the other entry, exhaustively, and signs given magnitudes, by turns. The
 /// first entry is first chosen as if the second could make up for anything.

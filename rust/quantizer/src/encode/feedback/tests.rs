@@ -1,10 +1,12 @@
 //! Feedback through the kernels' decoders: what it gains, extremes, and that neither the cut of the rows nor the
 //! instruction set shows in the bytes.
 
-use super::encode_rows_with_feedback;
-use super::tests::{awkward_rows, block_types, decode, encode, gaussian, moments};
-use crate::{Curvature, Error, Metric};
-use kizami_kernels::{Type, levels, set_level};
+use super::*;
+use crate::encode::encode_rows_with_feedback;
+use crate::encode::tests::{awkward_rows, block_types, decode, encode, gaussian, moments};
+use crate::{Error, Metric};
+use kizami_kernels::formats::{Iq1S, Iq2Xxs, Iq3Xxs, Iq4Nl, Q4_1, Q4K, Q6K};
+use kizami_kernels::{Type, dispatch, levels, set_level};
 
 const COLS: usize = 512;
 
@@ -17,7 +19,7 @@ fn types() -> impl Iterator<Item = Type> {
 fn encode_under(ty: Type, rows: &[f32], curvature: &Curvature) -> Vec<u8> {
     let cols = curvature.cols();
     let mut out = vec![0u8; rows.len() / cols * ty.row_bytes(cols).unwrap()];
-    encode_rows_with_feedback(ty, rows, curvature, &mut out).unwrap();
+    encode_rows_with_feedback(ty, rows, curvature, 0.0, &mut out).unwrap();
     out
 }
 
@@ -124,6 +126,53 @@ fn formats_without_feedback_are_encoded_plainly() {
         let plain = encode(ty, &rows, COLS, Some(curvature.importance()));
         assert_eq!(encode_under(ty, &rows, &curvature), plain, "{ty:?}");
     }
-    let short = encode_rows_with_feedback(Type::Q4K, &rows[1..], &curvature, &mut []);
+    let short = encode_rows_with_feedback(Type::Q4K, &rows[1..], &curvature, 0.0, &mut []);
     assert!(matches!(short, Err(Error::Length { found: 1023, .. })));
+}
+
+/// Encodes sixteen rows and returns their errors as the search knows them, row by row.
+struct Errors<'a, F, const N: usize>(Rows<'a, F, N>);
+
+impl<F: Split<N>, const N: usize> Op for Errors<'_, F, N> {
+    type Out = Vec<f32>;
+    fn run<I: Isa>(self, isa: I) -> Vec<f32> {
+        let Job { rows, cols, out, .. } = self.0.job;
+        let row_bytes = cols / N * size_of::<F::Block>();
+        let mut group = Group {
+            curvature: self.0.curvature,
+            gain: 0.0,
+            sets: vec![Set::new(rows, cols)],
+            out,
+            row_bytes,
+        };
+        group.all::<I, F, N>(isa);
+        let set = &group.sets[0];
+        (0..LANES).flat_map(|l| set.e.iter().map(move |e| set.frames[l].restored(e.0[l]))).collect()
+    }
+}
+
+fn check<F: Split<N>, const N: usize>(ty: Type) {
+    let cols = 512;
+    let rows: Vec<f32> = gaussian(50, LANES * cols).iter().map(|x| 0.03 * x).collect();
+    let curvature = Curvature::new(&moments(51, cols, 60), cols, 0.01).unwrap();
+    let mut out = vec![0; LANES * ty.row_bytes(cols).unwrap()];
+    let job = Job { rows: &rows, cols, importance: None, feedback: None, out: &mut out };
+    let errors =
+        dispatch(Errors(Rows::<F, N> { job, curvature: &curvature, gain: 0.0, format: PhantomData }));
+    let back = decode(ty, &out, cols);
+    for i in 0..rows.len() {
+        let error = rows[i] - back[i];
+        assert!((errors[i] - error).abs() < 1e-6, "{ty:?}: {i}: {} against {error}", errors[i]);
+    }
+}
+
+#[test]
+fn what_is_fed_on_is_the_error_of_what_was_written() {
+    check::<Q4_1, 32>(Type::Q4_1);
+    check::<Iq4Nl, 32>(Type::Iq4Nl);
+    check::<Q4K, 256>(Type::Q4K);
+    check::<Q6K, 256>(Type::Q6K);
+    check::<Iq3Xxs, 256>(Type::Iq3Xxs);
+    check::<Iq2Xxs, 256>(Type::Iq2Xxs);
+    check::<Iq1S, 256>(Type::Iq1S);
 }

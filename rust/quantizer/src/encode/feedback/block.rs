@@ -1,0 +1,198 @@
+//! One block of sixteen rows: scales for what would be best, codes in order, scales again.
+
+use super::{Columns, Set, absorb, octet_mut, octet_of};
+use crate::encode::lanes::{LANES, Lanes};
+use crate::encode::octet::Row;
+use crate::encode::split::{Line, MOST_OCTETS, OCTET, Scales, Search, Split};
+use crate::encode::target::{Frame, Target};
+use bytemuck::Zeroable;
+use kizami_kernels::isa::Isa;
+
+/// How often a block's codes are chosen; each time `d` is fitted to them. One round less or three more changed the
+/// loss by up to 5 %, either way.
+const ROUNDS: usize = 2;
+/// Bounds on the factor of a fit; beyond them the fit is of something degenerate.
+const FACTORS: (f32, f32) = (0.5, 2.0);
+
+/// One block of sixteen rows.
+pub(super) struct Block<'a, const N: usize> {
+    columns: &'a Columns<'a>,
+    /// Its first column in the panel.
+    at: usize,
+    count: usize,
+    frames: &'a [Frame; LANES],
+    w: &'a [Lanes],
+    e: &'a mut [Lanes],
+    /// What earlier blocks feed in.
+    fed: [Lanes; N],
+    /// `w L + f`: residuals if all codes stood for zero.
+    whole: [Lanes; N],
+    /// The weights that would leave no residuals.
+    free: [Lanes; N],
+}
+
+impl<'a, const N: usize> Block<'a, N> {
+    #[inline(always)]
+    pub(super) fn new<I: Isa>(isa: I, set: &'a mut Set, columns: &'a Columns<'a>, at: usize) -> Self {
+        let begin = columns.start + at;
+        let (before, e) = set.e.split_at_mut(begin);
+        let (w, e) = (&set.w[begin..begin + N], &mut e[..N]);
+        let mut fed: [Lanes; N] = set.fed[at..at + N].try_into().expect("a whole block");
+        let (mut whole, mut free, mut given) = ([Lanes::ZERO; N], [Lanes::ZERO; N], [Lanes::ZERO; N]);
+        for g in 0..N / OCTET {
+            let (here, octet) = (at / OCTET + g, &columns.octets[at / OCTET + g]);
+            let fed = octet_mut(&mut fed, g);
+            absorb(isa, fed, &before[columns.start..], columns.u(here, 0, at));
+            let above = columns.u(here, at, at + OCTET * g);
+            let mut sums = *fed;
+            absorb(isa, &mut sums, &w[..OCTET * g], above);
+            *octet_mut(&mut whole, g) = octet.residual(octet_of(w, g), &sums);
+            let mut sums = *fed;
+            absorb(isa, &mut sums, &given[..OCTET * g], above);
+            for j in 0..OCTET {
+                let mut more = sums[j];
+                for i in 0..j {
+                    more = more + given[OCTET * g + i] * Lanes::splat(octet.u[i][j]);
+                }
+                given[OCTET * g + j] = Lanes::ZERO - more;
+                free[OCTET * g + j] = w[OCTET * g + j] + more;
+            }
+        }
+        Block { columns, at, count: set.count, frames: &set.frames, w, e, fed, whole, free }
+    }
+
+    /// Chooses scales and codes, leaves the errors in `e`, and hands each row's number and block to `put`.
+    #[inline(always)]
+    pub(super) fn encode<I: Isa, F: Split<N>>(
+        &mut self,
+        isa: I,
+        gain: f32,
+        mut put: impl FnMut(usize, F::Block),
+    ) {
+        let (mut scales, frames) = self.choose_scales::<F>();
+        let mut codes = [[<F::Search as Search>::Code::default(); LANES]; MOST_OCTETS];
+        let mut values = [Lanes::ZERO; N];
+        for round in 1..=ROUNDS {
+            let fit = self.choose_codes::<I, F>(isa, &scales, &frames, &mut codes, &mut values);
+            for l in 0..self.count {
+                if let Some(scales) = &mut scales[l] {
+                    let factor = fit.factor(l, if round < ROUNDS { 0.0 } else { gain });
+                    if factor > FACTORS.0 && factor < FACTORS.1 {
+                        scales.refit(&frames[l], factor);
+                    }
+                }
+            }
+        }
+        for g in 0..N / OCTET {
+            let row = self.row(&scales, &frames, g);
+            for j in OCTET * g..OCTET * (g + 1) {
+                self.e[j] = self.w[j] - (values[j] * row.scale + row.start);
+            }
+        }
+        for l in 0..self.count {
+            let mut row = [<F::Search as Search>::Code::default(); MOST_OCTETS];
+            for g in 0..N / OCTET {
+                row[g] = codes[g][l];
+            }
+            let pack = |scales: &F::Scales| F::pack(scales, &row[..N / OCTET]);
+            put(l, scales[l].as_ref().map_or_else(F::Block::zeroed, pack));
+        }
+    }
+
+    /// The scales of each row by the plain search on its free weights, none where those are zeros, in which frames.
+    #[inline(always)]
+    fn choose_scales<F: Split<N>>(&self) -> ([Option<F::Scales>; LANES], [Frame; LANES]) {
+        let importance = self.columns.diagonal::<N>(self.at);
+        let (mut scales, mut frames) = ([None; LANES], [Frame::of(0.0); LANES]);
+        for l in 0..self.count {
+            let mut weights = [0.0; N];
+            for i in 0..N {
+                // Where feedback outgrows f32 the largest number will do; no number becomes the smallest.
+                let x = self.frames[l].restored(self.free[i].0[l]);
+                weights[i] = if x > f32::MIN { x.min(f32::MAX) } else { f32::MIN };
+            }
+            let target = Target::new(&weights, Some(&importance));
+            frames[l] = target.frame;
+            if !target.empty {
+                scales[l] = Some(F::choose_scales(&target));
+            }
+        }
+        (scales, frames)
+    }
+
+    /// One pass over the block: codes, what they stand for, and their errors.
+    #[inline(always)]
+    fn choose_codes<I: Isa, F: Split<N>>(
+        &mut self,
+        isa: I,
+        scales: &[Option<F::Scales>; LANES],
+        frames: &[Frame; LANES],
+        codes: &mut [[<F::Search as Search>::Code; LANES]; MOST_OCTETS],
+        values: &mut [Lanes; N],
+    ) -> Fit {
+        let mut fit = Fit { cross: Lanes::ZERO, square: Lanes::ZERO, whole: Lanes::ZERO };
+        for g in 0..N / OCTET {
+            let (here, octet) = (self.at / OCTET + g, &self.columns.octets[self.at / OCTET + g]);
+            let mut row = self.row(scales, frames, g);
+            let above = self.columns.u(here, self.at, self.at + OCTET * g);
+            absorb(isa, &mut row.fed, &self.e[..OCTET * g], above);
+            let found = F::Search::choose_whole(octet, &row, &mut codes[g]);
+            let mut e = [Lanes::ZERO; OCTET];
+            for j in 0..OCTET {
+                e[j] = row.w[j] - (found[j] * row.scale + row.start);
+            }
+            (*octet_mut(values, g), *octet_mut(self.e, g)) = (found, e);
+            let residual = octet.residual(&e, &row.fed);
+            for j in 0..OCTET {
+                let (whole, d) = (self.whole[OCTET * g + j], Lanes::splat(octet.d[j]));
+                let q = whole - residual[j];
+                fit.cross = fit.cross + d * whole * q;
+                fit.square = fit.square + d * q * q;
+                fit.whole = fit.whole + d * whole * whole;
+            }
+        }
+        fit
+    }
+
+    /// An octet's weights and scales, in the frames of the rows.
+    #[inline(always)]
+    fn row<S: Scales>(&self, scales: &[Option<S>; LANES], frames: &[Frame; LANES], g: usize) -> Row {
+        let zero = Lanes::ZERO;
+        let mut row = Row {
+            w: *octet_of(self.w, g),
+            fed: *octet_of(&self.fed, g),
+            scale: zero,
+            start: zero,
+            variant: zero,
+        };
+        for l in 0..LANES {
+            if let Some(scales) = &scales[l] {
+                let Line { scale, start, variant } = scales.line(g);
+                row.scale.0[l] = self.frames[l].normalized(frames[l].restored(scale));
+                row.start.0[l] = self.frames[l].normalized(frames[l].restored(start));
+                row.variant.0[l] = f32::from(variant);
+            }
+        }
+        row
+    }
+}
+
+/// What a pass tells of free weights `t` and codes' values `q`, under the block's metric.
+struct Fit {
+    /// `<t, q>`
+    cross: Lanes,
+    /// `<q, q>`
+    square: Lanes,
+    /// `<t, t>`
+    whole: Lanes,
+}
+
+impl Fit {
+    /// The factor on one row's scales: between least squares, at a gain of zero, and the whole size of `t`, at one.
+    #[inline(always)]
+    fn factor(&self, lane: usize, gain: f32) -> f32 {
+        let least_squares = self.cross.0[lane] / self.square.0[lane];
+        let whole = self.whole.0[lane] / self.cross.0[lane];
+        least_squares + gain * (whole - least_squares)
+    }
+}
