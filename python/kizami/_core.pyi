@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Cache",
+    "Curvature",
     "FfnBlock",
     "GgufFile",
     "GgufWriter",
@@ -300,7 +301,7 @@ class Curvature:
 class Observer:
     """Sums of squares of every linear layer's input: the imatrix in the making. Filled by `forward` calls."""
 
-    def __new__(cls, moments: Sequence[str] = ()) -> Observer:
+    def __new__(cls, moments: Sequence[str] | None = None) -> Observer:
         """An empty one, which also collects second moments for the tensors that `moments` names."""
 
     def entries(self) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:

@@ -211,7 +211,8 @@ def quantize(
         raise FormatError(
             f"{os.fspath(src)}: general.architecture: missing, expected a model; the file's type is {kind}"
         )
-    importance, layers = None, iter(())
+    importance = None
+    layers: Iterable[tuple[str, Moments]] = ()
     if imatrix is not None:
         importance = Imatrix.read(imatrix)
     elif calibration is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from kizami import _core
 from kizami.errors import FormatError
 from kizami.layers import Batch
-from kizami.models import deepseek2, qwen2
+from kizami.models import decoder, deepseek2, qwen2
 
 
 class Architecture(Protocol):
@@ -19,6 +19,10 @@ class Architecture(Protocol):
     config: Any
     as_rows: tuple[str, ...]
     """Matrices whose rows are looked up, or that meet float activations: repacking them would not pay."""
+
+    head: _core.Head
+    layers: Sequence[decoder.Layer]
+    """From first to last; :meth:`forward` is the head's embedding, all of them, and the head's logits."""
 
     def new_cache(self, cache_type: str) -> _core.Cache:
         """An empty cache for one sequence, of a type from `_core.cache_types()`."""

@@ -5,7 +5,7 @@ Knows the order in which a decoder runs; which blocks its layers are made of is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class Decoder:
             output=tensors.get("output.weight", embedding),
             eps=config.eps,
         )
-        self.layers = list(layers)
+        self.layers: Sequence[Layer] = list(layers)
         self._cache_width = cache_width
 
     def new_cache(self, cache_type: str) -> Cache:

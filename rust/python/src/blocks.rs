@@ -33,9 +33,9 @@ pub(crate) struct Observer {
 #[pymethods]
 impl Observer {
     #[new]
-    #[pyo3(signature = (moments=Vec::new()))]
-    fn new(moments: Vec<String>) -> Self {
-        Self { statistics: Mutex::new(Statistics::with_moments(moments)) }
+    #[pyo3(signature = (moments=None))]
+    fn new(moments: Option<Vec<String>>) -> Self {
+        Self { statistics: Mutex::new(Statistics::with_moments(moments.unwrap_or_default())) }
     }
 
     #[expect(clippy::type_complexity, reason = "name, sums, counts: what an imatrix file holds")]
