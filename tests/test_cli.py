@@ -189,9 +189,18 @@ def test_calibration_and_imatrix_give_the_same_file(small, tmp_path):
     # --calibration uses windows of 512 tokens.
     words, wide = model / "calibration.txt", tmp_path / "imatrix.gguf"
     kizami("imatrix", model, "--text", words, "--out", wide)
-    for name, option in (("a.gguf", ["--imatrix", wide]), ("b.gguf", ["--calibration", words])):
+    ways = {
+        "a.gguf": ["--imatrix", wide],
+        "plain.gguf": ["--calibration", words, "--rounding", "plain"],
+        "feedback.gguf": ["--calibration", words, "--rounding", "feedback"],
+        "default.gguf": ["--calibration", words],
+    }
+    for name, option in ways.items():
         kizami("quantize", model, tmp_path / name, "--type", "IQ4_NL", *option)
-    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    a, plain, feedback, default = ((tmp_path / name).read_bytes() for name in ways)
+    assert a == plain
+    assert feedback == default
+    assert len(feedback) == len(plain) and feedback != plain
     both = ["--imatrix", wide, "--calibration", words]
     one_error(kizami("quantize", model, tmp_path / "c.gguf", "--type", "Q4_K", *both, code=2), "at most one")
 

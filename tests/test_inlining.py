@@ -68,6 +68,10 @@ ALLOWED = re.compile(
             # Memory for a whole task, and activations that nobody has converted yet.
             r"(<.+ as )?alloc::|(__rustc::)?__rust_\w*alloc|_?mi_\w+|std::sync::once_lock::OnceLock",
             r"mem(cpy|set|move|cmp)\b",
+            # The curvature of a panel, once per 256 columns and 64 rows; the diagonal of a block, per 16.
+            r"kizami_quantizer::(curvature::Curvature::octet|encode::feedback::Columns::(new|diagonal))",
+            # Blocks of codes that are chosen, as they are put together and written.
+            r"core::option::Option<T>::map_or_else|kizami_quantizer::encode::feedback::Group::panel::\{\{closure\}\}",
             # Which columns, once per 128 of them.
             r"kizami_kernels::panel::rows::\{\{closure\}\}",
             # Writing a record, when a model is loaded.
