@@ -31,6 +31,12 @@ def window_means(values: np.ndarray, count: int) -> np.ndarray:
     return values.reshape(count, -1).mean(axis=1)
 
 
+def paired(worse: np.ndarray, better: np.ndarray) -> tuple[float, float]:
+    """Mean difference of two files' windows, and half the width of its 95 % interval."""
+    gain = worse - better
+    return gain.mean(), 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
+
+
 def compare(model: Path, n_ctx: int, types: list[str], calibration_tokens: int | None) -> list[dict]:
     """One row per uniform type: both files' size and figures, and the paired difference."""
     reference = kizami.load(model, activations="f32")
@@ -48,8 +54,7 @@ def compare(model: Path, n_ctx: int, types: list[str], calibration_tokens: int |
             write(reference.source, make_plan(reference.source, size=size, imatrix=imatrix), dynamic, imatrix)
             scores = score([kizami.load(uniform), kizami.load(dynamic)], reference, ids)
             u, d = (s.summary() for s in scores)
-            gain = window_means(scores[0].kld, len(ids)) - window_means(scores[1].kld, len(ids))
-            half = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
+            gain, half = paired(*(window_means(s.kld, len(ids)) for s in scores))
             rows.append(
                 {
                     "uniform": name,
@@ -58,13 +63,13 @@ def compare(model: Path, n_ctx: int, types: list[str], calibration_tokens: int |
                     "uniform_result": u.to_dict(),
                     "dynamic_result": d.to_dict(),
                     "ratio": d.kld_mean / u.kld_mean,
-                    "gain": gain.mean(),
+                    "gain": gain,
                     "gain_half_width": half,
                 }
             )
             print(
                 f"| {name} | {size:,} | {u.kld_mean:.4f} | {dynamic.stat().st_size:,} | {d.kld_mean:.4f} | "
-                f"{d.kld_mean / u.kld_mean:.2f} | {gain.mean():.4f} ± {half:.4f} | "
+                f"{d.kld_mean / u.kld_mean:.2f} | {gain:.4f} ± {half:.4f} | "
                 f"{100 * u.same_top:.1f} | {100 * d.same_top:.1f} |",
                 flush=True,
             )

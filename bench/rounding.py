@@ -17,8 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
 import kizami
 from kizami import feedback
 from kizami.calibrate import calibrate, calibration_windows
@@ -26,6 +24,7 @@ from kizami.demo import EMBEDDED
 from kizami.evaluate import score, windows
 from kizami.plan import Plan, plan_from_types, quantizable, uniform_plan
 from kizami.quantize import read_text, write
+from quality import paired, window_means
 
 TYPES = ["IQ1_S", "IQ2_XXS", "IQ3_XXS", "Q4_K"]
 UNTOUCHED = ("output.", "token_embd.")
@@ -66,8 +65,8 @@ def compare(model: Path, options: argparse.Namespace) -> list[dict]:
             assert plain.stat().st_size == fed.stat().st_size
             models = [kizami.load(path, activations="f32") for path in (plain, fed)]
             for file, ids in texts.items():
-                p, f = (s.kld.reshape(len(ids), -1).mean(axis=1) for s in score(models, reference, ids))
-                half = 1.96 * (p - f).std(ddof=1) / np.sqrt(len(ids))
+                p, f = (window_means(s.kld, len(ids)) for s in score(models, reference, ids))
+                gain, half = paired(p, f)
                 rows.append(
                     {
                         "type": name,
@@ -75,14 +74,14 @@ def compare(model: Path, options: argparse.Namespace) -> list[dict]:
                         "plain": p.mean(),
                         "feedback": f.mean(),
                         "ratio": f.mean() / p.mean(),
-                        "difference": (p - f).mean(),
+                        "difference": gain,
                         "half_width": half,
                         "seconds": seconds,
                     }
                 )
                 print(
                     f"| {name} | {file} | {p.mean():.5f} | {f.mean():.5f} | {f.mean() / p.mean():.3f} | "
-                    f"{(p - f).mean():.5f} ± {half:.5f} | {seconds[0]:.0f} | {seconds[1]:.0f} |",
+                    f"{gain:.5f} ± {half:.5f} | {seconds[0]:.0f} | {seconds[1]:.0f} |",
                     flush=True,
                 )
     return rows

@@ -142,15 +142,16 @@ def encoded(
     """The bytes of one tensor in its planned type; with error feedback where there are moments of its inputs.
 
     Raises:
-        FormatError: a weight is not finite, or the imatrix does not fit.
+        FormatError: a weight is not finite, its inputs are not, or the imatrix does not fit.
     """
     if tensor.type == planned.type:
         return tensor.bytes()  # no new rounding
     n_mat = planned.shape[0] if len(planned.shape) == 3 else 1
     weights = imatrix.weights(planned.name, n_mat, planned.shape[-1]) if imatrix else None
-    feeds_back = moments is not None and TYPES[planned.type]["quantized"]
-    curvatures = moments.curvatures(planned.name) if moments is not None and feeds_back else None
+    curvatures = None
     try:
+        if moments is not None and TYPES[planned.type]["quantized"]:
+            curvatures = moments.curvatures(planned.name)
         return tensor.encode(planned.type, weights, curvatures)
     except FormatError as error:
         raise FormatError(

@@ -29,6 +29,7 @@ use std::marker::PhantomData;
 const PANEL: usize = MOST_OCTETS * OCTET;
 /// Sets of sixteen rows that pass over the factor together.
 const SETS: usize = 4;
+
 /// Encodes rows of one format under a curvature.
 pub(super) struct Rows<'a, F, const N: usize> {
     pub(super) job: Job<'a>,
