@@ -23,7 +23,8 @@ import kizami
 from kizami.calibrate import calibrate
 from kizami.demo import EMBEDDED
 from kizami.evaluate import log_softmax, windows
-from kizami.plan import WRITABLE, uniform_plan
+from kizami.formats import WRITABLE
+from kizami.plan import uniform_plan
 from kizami.quantize import read_text, write
 
 

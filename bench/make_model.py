@@ -25,8 +25,8 @@ import numpy as np
 
 from kizami import _core
 from kizami.errors import KizamiError
+from kizami.formats import TYPES, WRITABLE, fallback, nbytes, parse_type, quantizable
 from kizami.models.deepseek2 import Config, expected_shapes
-from kizami.plan import TYPES, WRITABLE, fallback, nbytes, parse_type, quantizable
 from kizami.tokenizer import BYTE_OF, CONTROL, NORMAL
 
 Metadata = list[tuple[str, str, object]]

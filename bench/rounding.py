@@ -22,7 +22,8 @@ from kizami import feedback
 from kizami.calibrate import calibrate, calibration_windows
 from kizami.demo import EMBEDDED
 from kizami.evaluate import score, windows
-from kizami.plan import Plan, plan_from_types, quantizable, uniform_plan
+from kizami.formats import quantizable
+from kizami.plan import Plan, plan_from_types, uniform_plan
 from kizami.quantize import read_text, write
 from quality import paired, window_means
 

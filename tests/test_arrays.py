@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import kizami
 from kizami.errors import FormatError, UsageError
-from kizami.plan import TYPES, WRITABLE
+from kizami.formats import TYPES, WRITABLE
 from oracle import read_by_gguf, same_weights
 
 

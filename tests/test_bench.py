@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kizami import _core
-from kizami.plan import TYPES
+from kizami.formats import TYPES
 from kizami.tokenizer import Tokenizer
 
 SCRIPTS = str(Path(__file__).parent.parent / "bench")

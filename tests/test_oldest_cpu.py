@@ -30,7 +30,7 @@ import json, zlib
 import numpy as np
 import kizami
 from kizami import _core
-from kizami.plan import WRITABLE
+from kizami.formats import WRITABLE
 
 rng = np.random.RandomState(1)
 weights = rng.standard_normal((3, 256)).astype(np.float32)

@@ -16,8 +16,9 @@ from kizami.checkpoint import open_source
 from kizami.demo import EMBEDDED
 from kizami.errors import FormatError, InputOutputError, UsageError
 from kizami.evaluate import score, windows
+from kizami.formats import WRITABLE
 from kizami.imatrix import Imatrix
-from kizami.plan import WRITABLE, load_types, make_plan, uniform_plan
+from kizami.plan import load_types, make_plan, uniform_plan
 from kizami.quantize import write
 from oracle import read_by_gguf
 

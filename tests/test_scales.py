@@ -21,10 +21,11 @@ from kizami.calibrate import calibrate
 from kizami.checkpoint import open_source
 from kizami.demo import EMBEDDED
 from kizami.errors import FormatError
+from kizami.formats import quantizable
 from kizami.gguf import scale_name
 from kizami.layers import Segment
 from kizami.models import build
-from kizami.plan import make_plan, quantizable
+from kizami.plan import make_plan
 from kizami.tokenizer import Tokenizer
 
 # Rows of every matrix divide into blocks of 64.
@@ -159,7 +160,7 @@ def test_other_types_take_the_scale_in(scaled, folded, tmp_path):
 @pytest.fixture
 def few_types(monkeypatch):
     """Planning encodes samples in every type there is; these are enough."""
-    monkeypatch.setattr("kizami.plan.CANDIDATES", ["Q2_0", "NVFP4", "Q8_0"])
+    monkeypatch.setattr("kizami.formats.CANDIDATES", ["Q2_0", "NVFP4", "Q8_0"])
 
 
 @pytest.mark.parametrize("spare", [0, -1, -40, -2000])

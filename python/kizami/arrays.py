@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kizami import _core
 from kizami.errors import UsageError
-from kizami.plan import TYPES, parse_type
+from kizami.formats import TYPES, parse_type
 
 
 def dequantize(blocks: NDArray[np.uint8], type: str) -> NDArray[np.float32]:

@@ -1,11 +1,10 @@
 """The plan: which type each tensor gets, so that a file of a given size loses as little as possible.
 
-Predicted loss is a sum over tensors: the sensitivity of the tensor's class times the relative error
-its type makes, measured by encoding a sample of its rows under the imatrix. A multiple-choice
-knapsack over exact bytes (Rust: ``solve``) picks the types. Additivity and the predictor are argued
-in HIGGS (arXiv 2411.17525); sensitivities are priors per class, see :data:`SENSITIVITY`.
+Predicted loss is a sum over tensors: the tensor's sensitivity (:mod:`kizami.sensitivity`) times the relative
+error that its type makes (:mod:`kizami.distortion`). A multiple-choice knapsack over exact bytes (Rust:
+``solve``) picks the types. Additivity and the predictor are argued in HIGGS (arXiv 2411.17525).
 
-Knows types, sizes and the plan file; neither runs models nor writes GGUF files.
+Knows sizes and the plan file; neither measures errors, nor runs models, nor writes GGUF files.
 """
 
 from __future__ import annotations
@@ -13,45 +12,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kizami import _core
+from kizami.distortion import Distortions, measure
 from kizami.errors import FormatError, InputOutputError, UsageError
+from kizami.formats import TYPES, candidates, fallback, nbytes, parse_type, quantizable
 from kizami.gguf import scale_name
 from kizami.imatrix import Imatrix
+from kizami.sensitivity import sensitivities as priors
 
-TYPES = {t["name"]: t for t in _core.types()}
-# What the planner chooses from, and what --type takes: every format that GGUF files can hold.
-WRITABLE = [name for name, t in TYPES.items() if t["ggml_id"] is not None]
-CANDIDATES = [name for name in WRITABLE if TYPES[name]["quantized"]] + ["BF16"]
-# What a tensor gets under --type when its rows do not divide into the type's blocks: the first of these
-# types of 32-weight blocks that is not coarser; F16 where not even that many weights divide.
-FALLBACKS = ("IQ4_NL", "Q5_0", "Q8_0")
-
-# Predicted KLD per unit of relative error, when all tensors of a class have that error; a tensor
-# gets an equal part of its class. First match wins. Geometric means of the classes' shares measured
-# on two trained miniatures and of those published for DeepSeek-V3.1 (docs/quantizer.md).
-SENSITIVITY: list[tuple[str, float]] = [
-    (r"^output\.weight$", 1.20),
-    (r"^token_embd\.weight$", 0.19),
-    (r"attn_kv_a_mqa", 0.18),
-    (r"attn_(k_b|v_b)", 0.19),
-    (r"attn_q", 0.13),
-    (r"attn_output", 0.12),
-    (r"_shexp", 0.16),
-    (r"ffn_down_exps", 0.22),
-    (r"ffn_(gate|up)_exps", 0.22),
-    (r"", 0.08),
-]
-
-# Weights encoded per tensor and type to measure its error: whole rows, spread over all experts.
-SAMPLE = 1 << 16
 FORMAT = "kizami-plan"
 
 
@@ -155,19 +128,6 @@ def load_types(path: str | os.PathLike[str]) -> dict[str, str]:
     return types
 
 
-def quantizable(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor may lose bits: matrices, but no norms and no router, as in llama.cpp."""
-    return len(shape) >= 2 and name.endswith(".weight") and "norm" not in name and "ffn_gate_inp" not in name
-
-
-def nbytes(type_name: str, shape: tuple[int, ...]) -> int | None:
-    """Bytes of a tensor in a type; None where its rows do not divide into blocks."""
-    t = TYPES[type_name]
-    if shape[-1] % t["block"]:
-        return None
-    return math.prod(shape) // t["block"] * t["block_bytes"]
-
-
 def kept_scales(tensor: _core.Tensor, type_name: str) -> int:
     """How many scales stay beside a tensor in that type: all if it is its own and the bytes stay, too.
 
@@ -184,18 +144,6 @@ def file_layout(tensors: list[PlannedTensor]) -> list[tuple[str, str, tuple[int,
         if t.scales:
             entries.append((scale_name(t.name), "F32", (t.scales,)))
     return entries
-
-
-def parse_type(name: str) -> str:
-    """The canonical name of a writable type.
-
-    Raises:
-        UsageError: there is none.
-    """
-    wanted = name.upper().replace("-", "_")
-    if wanted not in WRITABLE:
-        raise UsageError(f"type: found {name!r}, expected one of {', '.join(WRITABLE)}")
-    return wanted
 
 
 def plan_from_types(source: Mapping[str, _core.Tensor], types: Mapping[str, str], origin: str) -> Plan:
@@ -226,12 +174,6 @@ def plan_from_types(source: Mapping[str, _core.Tensor], types: Mapping[str, str]
         scales = kept_scales(tensor, type_name)
         tensors.append(PlannedTensor(name, shape, type_name, size + 4 * scales, scales))
     return Plan(tensors, file_bytes(source, tensors))
-
-
-def fallback(type_name: str, shape: tuple[int, ...]) -> str:
-    """The type of a tensor whose rows do not divide into blocks of the wanted one."""
-    finer = (t for t in FALLBACKS if TYPES[t]["bpw"] >= TYPES[type_name]["bpw"])
-    return next((t for t in finer if nbytes(t, shape) is not None), "F16")
 
 
 def uniform_plan(source: Mapping[str, _core.Tensor], type_name: str) -> Plan:
@@ -280,35 +222,21 @@ def file_bytes(source: Any, tensors: list[PlannedTensor], imatrix: Imatrix | Non
     return _core.GgufWriter.size(metadata, file_layout(tensors))
 
 
-def sensitivities(names: list[str]) -> list[float]:
-    """Predicted KLD per unit of relative error of each tensor."""
-    classes = [
-        next(i for i, (pattern, _) in enumerate(SENSITIVITY) if re.search(pattern, name)) for name in names
-    ]
-    return [SENSITIVITY[c][1] / classes.count(c) for c in classes]
+def _measured(distortions: Distortions, name: str, shape: tuple[int, ...]) -> list[str]:
+    """The types of a tensor whose errors are known.
 
-
-def relative_error(tensor: _core.Tensor, type_name: str, name: str, imatrix: Imatrix | None) -> float:
-    """What a type does to a tensor: ``1 - rho**2`` plus the squared gain error, both imatrix-weighted.
-
-    The two are kept apart because codes that minimize a plain squared error shrink a layer's output. Nothing
-    where the type stays: the bytes are copied.
+    Raises:
+        FormatError: there is none, or one does not divide its rows.
     """
-    if tensor.type == type_name:
-        return 0.0
-    n_mat = tensor.shape[0] if len(tensor.shape) == 3 else 1
-    weights = imatrix.weights(name, n_mat, tensor.shape[-1]) if imatrix else None
-    if weights is not None and n_mat > 1 and imatrix is not None:
-        # An expert counts as often as it is used.
-        counts = np.maximum(imatrix.entries[name][1], 1.0)
-        weights = weights * (counts / counts.mean()).astype(np.float32)[:, None]
-    original, cross, encoded = tensor.distortion(type_name, weights, SAMPLE)
-    if original <= 0.0:
-        return 0.0
-    if encoded <= 0.0:
-        return 1.0
-    gain = cross / original
-    return max(0.0, 1.0 - cross * cross / (original * encoded)) + (1.0 - gain) ** 2
+    types = list(distortions.errors.get(name, ()))
+    if not types:
+        raise FormatError(f"distortions: tensor {name}: found no type, expected at least one")
+    for type_name in types:
+        if nbytes(type_name, shape) is None:
+            raise FormatError(
+                f"distortions: tensor {name}: rows of {shape[-1]} do not divide into {type_name}"
+            )
+    return types
 
 
 def make_plan(
@@ -317,6 +245,8 @@ def make_plan(
     bpw: float | None = None,
     size: int | None = None,
     imatrix: Imatrix | None = None,
+    distortions: Distortions | None = None,
+    sensitivities: Mapping[str, float] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Plan:
     """The best plan within a budget.
@@ -326,10 +256,14 @@ def make_plan(
         bpw: bits per weight over all tensors, or
         size: bytes of the whole file.
         imatrix: importance of columns; all alike without it.
+        distortions: the error that each type makes in each tensor: what there is to choose from. Those of
+            plain rounding are measured where none are given.
+        sensitivities: predicted KLD per unit of error by tensor; the prior of its class for any other.
         progress: called with (stage, tensors done, tensors in total).
 
     Raises:
         UsageError: not exactly one budget, or one below the smallest possible (the message says which).
+        FormatError: distortions or sensitivities are of another model.
     """
     if (bpw is None) == (size is None):
         raise UsageError("budget: expected exactly one of bpw and size")
@@ -339,7 +273,11 @@ def make_plan(
         tensor = source[name]
         shapes[name], scales[name, tensor.type] = tuple(tensor.shape), kept_scales(tensor, tensor.type)
     open_names = [name for name in names if quantizable(name, shapes[name])]
-    options = {name: [c for c in CANDIDATES if nbytes(c, shapes[name]) is not None] for name in open_names}
+    options = {name: candidates(shapes[name]) for name in open_names}
+    if distortions is not None:
+        options = {name: _measured(distortions, name, shapes[name]) for name in open_names}
+    if unknown := sorted((sensitivities or {}).keys() - options.keys()):
+        raise FormatError(f"sensitivities: tensor {unknown[0]}: none that may lose bits in the source")
     fixed = {name: "F32" for name in names if name not in options}
 
     def planned(name: str, type_name: str) -> PlannedTensor:
@@ -383,12 +321,10 @@ def make_plan(
             raise UsageError(
                 f"size: found {size:,} bytes, expected at least {least.file_bytes:,}, the smallest possible"
             )
-    weights = sensitivities(open_names)
-    costs = []
-    for done, (name, weight) in enumerate(zip(open_names, weights, strict=True)):
-        costs.append([weight * relative_error(source[name], c, name, imatrix) for c in options[name]])
-        if progress:
-            progress("plan", done + 1, len(open_names))
+    if distortions is None:
+        distortions = measure(source, imatrix, progress)
+    weights = priors(open_names) | dict(sensitivities or {})
+    costs = [[weights[n] * distortions.errors[n][c] for c in options[n]] for n in open_names]
     bytes_of = [[counted(planned(n, c)) for c in options[n]] for n in open_names]
     chosen = _core.solve(bytes_of, costs, budget)
     types = fixed | {n: options[n][i] for n, i in zip(open_names, chosen, strict=True)}

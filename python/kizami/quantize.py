@@ -22,11 +22,11 @@ from kizami.checkpoint import open_source
 from kizami.engine import from_source
 from kizami.errors import FormatError, InputOutputError, UsageError
 from kizami.feedback import Moments
+from kizami.formats import TYPES
 from kizami.gguf import scale_name
 from kizami.imatrix import Imatrix
 from kizami.outputs import check_output
 from kizami.plan import (
-    TYPES,
     Plan,
     PlannedTensor,
     file_bytes,
