@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 
 import kizami
+from kizami.allocation import make_plan
 from kizami.calibrate import calibrate
 from kizami.demo import EMBEDDED
 from kizami.evaluate import score, windows
-from kizami.plan import make_plan, uniform_plan
+from kizami.plan import uniform_plan
 from kizami.quantize import read_text, write
 
 

@@ -65,7 +65,7 @@ def test_tokens_as_people_write_them(written, found):
         (["nonsense"], "no such command"),
         (["show"], "missing argument"),
         (["show", "nowhere"], "does not exist"),
-        (["quantize", SOURCE, "x.gguf"], "exactly one of --bpw, --size, --type, --plan, found none"),
+        (["quantize", SOURCE, "x.gguf"], "--preset, --type, --plan, found none"),
         (["quantize", SOURCE, "x.gguf", "--bpw", "2", "--type", "Q4_K"], "found --bpw and --type"),
         (["quantize", SOURCE, "x.gguf", "--bpw", "-1"], "--bpw"),
         (["quantize", SOURCE, "x.gguf", "--bpw", "nan"], "bpw"),
@@ -74,7 +74,7 @@ def test_tokens_as_people_write_them(written, found):
         (["quantize", SOURCE, "x.gguf", "--type", "Q4_K", "--threads", "0"], "--threads"),
         (["quantize", SOURCE, "x.gguf", "--plan", "nowhere.json"], "does not exist"),
         (["quantize", SOURCE, ".", "--type", "Q4_K"], "is a directory"),
-        (["plan", SOURCE, "--out", "p.json"], "exactly one of --bpw, --size"),
+        (["plan", SOURCE, "--out", "p.json"], "exactly one of --bpw, --size, --preset, --curve"),
         (["plan", SOURCE, "--bpw", "2"], "--out"),
         (["eval", SOURCE, "--reference", SOURCE, "--text", "nowhere.txt"], "does not exist"),
         (["eval", SOURCE, "--reference", SOURCE, "--text", "."], "is a directory"),
@@ -180,7 +180,7 @@ def test_dry_run_tells_the_size_and_writes_nothing(q4k, small, tmp_path):
     assert done["bytes"] == said["bytes"] == out.stat().st_size
     assert done["tensors"] == said["tensors"]
     text = kizami("quantize", SOURCE, tmp_path / "x.gguf", "--type", "Q4_K", "--dry-run").stdout
-    assert f"would be {q4k.stat().st_size:,} bytes" in text and "blk.5.ffn_down_exps.weight" in text
+    assert f"would be {q4k.stat().st_size:,} bytes" in text and "ffn_down_exps" in text
     assert list(tmp_path.iterdir()) == [out]
 
 

@@ -1,15 +1,32 @@
-"""The plan: budgets, what a plan chooses from, and what stays as it was asked for."""
+"""The plan: what it chooses from, pins and floors, presets, curves, and how they are shown."""
 
 from __future__ import annotations
 
-import pytest
+import json
+import math
+import re
+import sys
 
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import kizami
+from commandline import SOURCE, json_of, one_error
+from commandline import kizami as command
+from kizami.allocation import make_plan
 from kizami.checkpoint import open_source
+from kizami.curve import make_curve
 from kizami.demo import EMBEDDED
 from kizami.distortion import Distortions, measure
-from kizami.errors import FormatError
-from kizami.plan import make_plan
+from kizami.errors import FormatError, UsageError
+from kizami.formats import CANDIDATES, TYPES, WRITABLE, fitting, quantizable
+from kizami.plan import Plan, file_bytes, uniform_plan
+from kizami.plot import draw_curve
+from kizami.presets import PRESETS, preset_bpw
 from kizami.sensitivity import SENSITIVITY, sensitivities
+
+many = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +47,18 @@ def types_of(plan):
 # -- what a plan chooses from --------------------------------------------------------------------------
 
 
-def test_a_table_measured_before_gives_the_same_plan(source, distortions):
-    assert make_plan(source, bpw=3.0, distortions=distortions) == make_plan(source, bpw=3.0)
+def test_a_table_measured_before_gives_the_same_plan(source, distortions, monkeypatch):
+    few = ["IQ2_XXS", "Q4_K", "IQ4_NL", "BF16"]
+    known = {n: {t: e for t, e in errors.items() if t in few} for n, errors in distortions.errors.items()}
+    monkeypatch.setattr("kizami.formats.CANDIDATES", few)
+    assert make_plan(source, bpw=3.0, distortions=Distortions(known)) == make_plan(source, bpw=3.0)
 
 
 def test_only_types_with_known_errors_are_chosen(source, distortions):
     few = {"IQ2_XXS", "Q4_K", "IQ4_NL", "Q8_0"}
     known = {n: {t: e for t, e in errors.items() if t in few} for n, errors in distortions.errors.items()}
     plan = make_plan(source, bpw=3.0, distortions=Distortions(known))
-    assert {t.type for t in plan.tensors} == few | {"F32"}
+    assert {"IQ2_XXS", "Q4_K", "IQ4_NL"} < {t.type for t in plan.tensors} <= few | {"F32"}
 
 
 def test_sensitivities_move_bits(source, distortions):
@@ -74,3 +94,341 @@ def test_a_table_of_another_model_is_refused(source, distortions, edit, message)
 def test_sensitivities_of_another_model_are_refused(source, distortions):
     with pytest.raises(FormatError, match=r"blk\.77\.attn_q\.weight"):
         make_plan(source, bpw=3.0, distortions=distortions, sensitivities={"blk.77.attn_q.weight": 1.0})
+
+
+# -- pins and floors -----------------------------------------------------------------------------------
+
+PATTERNS = ["attn_", r"blk\.1\.", "ffn_down", "shexp", r"^output\.weight$", "token_embd", "_exps", "."]
+RULES = st.dictionaries(st.sampled_from(PATTERNS), st.sampled_from(WRITABLE), max_size=3)
+
+
+def expected_pin(name, pins):
+    """The first pin whose pattern is found in the name."""
+    return next((t for pattern, t in pins.items() if re.search(pattern, name)), None)
+
+
+def check_rules(plan, pins, floors):
+    """Pins hold exactly, floors hold for the others, and what loses no bits is F32."""
+    for t in plan.tensors:
+        if not quantizable(t.name, t.shape):
+            assert t.type == "F32", t.name
+        elif pinned := expected_pin(t.name, pins):
+            assert t.type == fitting(pinned, t.shape), t.name
+        else:
+            for pattern, floor in floors.items():
+                if re.search(pattern, t.name):
+                    assert TYPES[t.type]["bpw"] >= TYPES[floor]["bpw"], (t.name, t.type, floor)
+
+
+@many
+@given(bpw=st.floats(1.6, 17.0), pins=RULES, floors=RULES)
+def test_rules_hold_and_the_budget_is_never_exceeded(source, distortions, bpw, pins, floors):
+    try:
+        plan = make_plan(source, bpw=bpw, distortions=distortions, pins=pins, floors=floors)
+    except UsageError as error:
+        least = float(re.search(r"at least ([\d.]+), the smallest possible", str(error))[1])
+        assert least > bpw
+        plan = make_plan(source, bpw=least, distortions=distortions, pins=pins, floors=floors)
+        bpw = least
+    assert plan.bpw <= bpw and plan.predicted_kld >= 0
+    check_rules(plan, pins, floors)
+
+
+@many
+@given(size=st.integers(3_100_000, 12_000_000), pins=RULES)
+def test_rules_hold_in_a_file_of_a_size(source, distortions, size, pins):
+    try:
+        plan = make_plan(source, size=size, distortions=distortions, pins=pins)
+    except UsageError as error:
+        assert "the smallest possible" in str(error)
+        return
+    assert plan.file_bytes == file_bytes(source, plan.tensors) <= size
+    check_rules(plan, pins, {})
+
+
+@many
+@given(type_name=st.sampled_from(WRITABLE), pins=RULES, floors=RULES)
+def test_rules_hold_beside_a_uniform_type(source, type_name, pins, floors):
+    plan = uniform_plan(source, type_name, pins=pins, floors=floors)
+    check_rules(plan, pins, floors)
+    for t in plan.tensors:
+        ruled = any(re.search(pattern, t.name) for pattern in [*pins, *floors])
+        if quantizable(t.name, t.shape) and not ruled:
+            assert t.type == fitting(type_name, t.shape)
+
+
+def test_a_pin_costs_the_rest_and_never_helps(source, distortions):
+    free = make_plan(source, bpw=3.0, distortions=distortions)
+    pins = {"attn_": "Q8_0"}
+    pinned = make_plan(source, bpw=3.0, distortions=distortions, pins=pins)
+    assert pinned.predicted_kld > free.predicted_kld
+    assert pinned.tensor_bytes <= free.weights * 3 / 8
+    rest = [sum(t.bytes for t in plan.tensors if "attn_" not in t.name) for plan in (free, pinned)]
+    assert rest[1] < rest[0]
+
+
+def test_of_several_pins_the_first_counts(source, distortions):
+    pins = {r"blk\.3\.ffn_down": "Q6_K", "ffn_down": "IQ2_XXS"}
+    types = types_of(make_plan(source, bpw=3.0, distortions=distortions, pins=pins))
+    assert types["blk.3.ffn_down_exps.weight"] == "Q6_K" and types["blk.4.ffn_down_exps.weight"] == "IQ2_XXS"
+
+
+def test_rows_that_do_not_divide_get_what_stands_in(source):
+    types = types_of(uniform_plan(source, "Q8_0", pins={"attn_k_b": "Q4_K", "attn_v_b": "Q4_K"}))
+    assert types["blk.1.attn_k_b.weight"] == "IQ4_NL"  # rows of 64
+    assert types["blk.1.attn_v_b.weight"] == fitting("Q4_K", tuple(source["blk.1.attn_v_b.weight"].shape))
+
+
+@pytest.mark.parametrize("rule", ["pins", "floors"])
+@pytest.mark.parametrize(
+    ("pattern", "type_name", "message"),
+    [
+        ("attn_(", "Q6_K", "not a regular expression"),
+        ("attn_", "Q9_K", "'Q9_K'"),
+        ("attn_", "Q4_K_M", "'Q4_K_M'"),
+        ("nothing", "Q6_K", "finds no tensor"),
+        ("ffn_gate_inp", "Q6_K", r"only tensors that stay F32, such as blk\.1\.ffn_gate_inp"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused(source, rule, pattern, type_name, message):
+    with pytest.raises(UsageError, match=message) as error:
+        make_plan(source, bpw=3.0, **{rule: {pattern: type_name}})
+    assert rule.removesuffix("s") in str(error.value) and pattern in str(error.value)
+    with pytest.raises(UsageError, match=message):
+        uniform_plan(source, "Q4_K", **{rule: {pattern: type_name}})
+
+
+def test_a_budget_too_small_for_the_rules_says_so(source, distortions):
+    with pytest.raises(UsageError, match="the smallest possible with these pins and floors"):
+        make_plan(source, bpw=3.0, distortions=distortions, pins={"_exps": "Q8_0"})
+    with pytest.raises(UsageError, match="the smallest possible with these pins and floors"):
+        make_plan(source, size=4_000_000, distortions=distortions, floors={".": "Q4_K"})
+
+
+def test_rules_do_not_go_with_a_plan_to_replay(source, tmp_path):
+    path = tmp_path / "plan.json"
+    uniform_plan(source, "Q8_0").save(path)
+    with pytest.raises(UsageError, match="beside a plan"):
+        kizami.quantize(EMBEDDED, tmp_path / "out.gguf", plan=path, pins={"attn_": "Q6_K"})
+
+
+# -- presets -------------------------------------------------------------------------------------------
+
+
+def deepseek_v3():
+    """Shapes of DeepSeek-V3's tensors, from the published config.json."""
+    hidden, experts, width, heads = 7168, 256, 2048, 128
+    shapes = {"token_embd": (129280, hidden), "output": (129280, hidden), "output_norm": (hidden,)}
+    for i in range(61):
+        attention = {"attn_norm": (hidden,), "attn_q_a_norm": (1536,), "attn_kv_a_norm": (512,)}
+        attention |= {"attn_q_a": (1536, hidden), "attn_q_b": (heads * 192, 1536), "ffn_norm": (hidden,)}
+        attention |= {"attn_kv_a_mqa": (576, hidden), "attn_output": (hidden, heads * 128)}
+        attention |= {"attn_k_b": (heads, 512, 128), "attn_v_b": (heads, 128, 512)}
+        parts = {"": (18432,)} if i < 3 else {"_exps": (experts, width), "_shexp": (width,)}
+        for kind, (*many, rows) in parts.items():
+            attention |= {f"ffn_{part}{kind}": (*many, rows, hidden) for part in ("gate", "up")}
+            attention |= {f"ffn_down{kind}": (*many, hidden, rows)}
+        if i >= 3:
+            attention |= {"ffn_gate_inp": (experts, hidden)}
+        shapes |= {f"blk.{i}.{part}": shape for part, shape in attention.items()}
+    return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("preset", "bpw"),
+    # From the types in llama.cpp's tests/snapshots/deepseek-v3.1.schema, which are those without an imatrix.
+    # Left out are the five that differ with one.
+    [
+        ("IQ1_S", 1.5944),
+        ("IQ1_M", 1.7770),
+        ("IQ2_XXS", 2.0813),
+        ("IQ2_XS", 2.3275),
+        ("IQ2_S", 2.3502),
+        ("IQ2_M", 2.5937),
+        ("Q2_K_S", 2.6798),
+        ("Q2_K", 2.9107),
+        ("IQ3_XS", 3.2532),
+        ("Q3_K_S", 3.4472),
+        ("IQ3_S", 3.4472),
+        ("IQ3_M", 3.4831),
+        ("Q3_K_M", 3.8062),
+        ("Q3_K_L", 4.1430),
+        ("Q4_K_S", 4.5311),
+        ("Q4_K_M", 4.8223),
+        ("Q4_1", 5.0065),
+        ("Q5_K_S", 5.5061),
+        ("Q5_K_M", 5.6680),
+        ("Q5_1", 6.0049),
+        ("Q6_K", 6.5681),
+        ("Q8_0", 8.5038),
+    ],
+)
+def test_a_preset_is_as_large_as_llama_cpps_file(preset, bpw):
+    counts_tensors = preset.startswith(("IQ1", "IQ2"))  # not layers: two fewer of them have more bits
+    assert preset_bpw(preset, deepseek_v3()) == pytest.approx(bpw, rel=0.008 if counts_tensors else 0.0005)
+
+
+def test_every_mix_is_of_known_types():
+    shapes = deepseek_v3()
+    for preset, mix in PRESETS.items():
+        assert {mix.type(name, 61, tied) for name in shapes for tied in (True, False)} <= set(CANDIDATES)
+        assert preset_bpw(preset.lower().replace("_", "-"), shapes) > 0.9 * TYPES[mix.base]["bpw"]
+
+
+def test_a_tied_embedding_has_the_type_of_the_head(source):
+    shapes = {"token_embd.weight": (512, 256), "blk.0.attn_q.weight": (256, 256)}
+    assert preset_bpw("Q4_K_M", shapes) == pytest.approx((2 * 6.5625 + 4.5) / 3)
+
+
+def test_a_preset_is_a_budget(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("kizami.formats.CANDIDATES", ["IQ4_NL", "Q5_0", "Q5_K", "Q6_K", "Q8_0"])
+    report = kizami.quantize(EMBEDDED, tmp_path / "out.gguf", preset="q4-k-m", dry_run=True)
+    budget = preset_bpw("Q4_K_M", {name: tuple(t.shape) for name, t in source.items()})
+    assert 0.99 * budget < report.bpw <= budget and report.predicted_kld is not None
+    with pytest.raises(UsageError, match=r"'Q4_K_X', expected one of .*Q4_K_M"):
+        kizami.quantize(EMBEDDED, tmp_path / "out.gguf", preset="Q4_K_X")
+    with pytest.raises(UsageError, match="exactly one"):
+        kizami.quantize(EMBEDDED, tmp_path / "out.gguf", preset="Q4_K_M", bpw=3.0)
+    with pytest.raises(UsageError, match="a mix of types") as error:
+        kizami.quantize(EMBEDDED, tmp_path / "out.gguf", type="Q4_K_M")
+    assert "--preset Q4_K_M" in error.value.hint
+
+
+# -- curves --------------------------------------------------------------------------------------------
+
+
+def check_curve(curve):
+    """Sizes grow, losses do not; uniform files are never better than what is planned."""
+    plans = [point.plan for point in curve.points]
+    assert [p.file_bytes for p in plans] == sorted(p.file_bytes for p in plans)
+    losses = [p.predicted_kld for p in plans]
+    assert losses == sorted(losses, reverse=True)
+    for u in curve.uniform:
+        if u.planned is not None:
+            assert u.planned.file_bytes <= u.plan.file_bytes
+    return plans
+
+
+@settings(many, max_examples=8)
+@given(low=st.floats(0.5, 8.0), ratio=st.floats(1.05, 4.0), pins=RULES)
+def test_a_curve_is_monotone(source, distortions, low, ratio, pins):
+    high = low * ratio
+    try:
+        curve = make_curve(source, low=low, high=high, distortions=distortions, pins=pins)
+    except UsageError as error:
+        assert "the smallest possible" in str(error)
+        return
+    plans = check_curve(curve)
+    assert plans[-1].bpw <= high and len(plans) >= 12
+    for plan in plans:
+        check_rules(plan, pins, {})
+
+
+def test_a_whole_curve_has_all_presets(source, distortions):
+    curve = make_curve(source, distortions=distortions)
+    plans = check_curve(curve)
+    marked = {name for point in curve.points for name in point.presets}
+    assert marked == set(PRESETS) - {"IQ1_S"} or marked == set(PRESETS)
+    assert all(b.bpw / a.bpw < 1.16 for a, b in zip(plans, plans[1:], strict=False))
+    for u in curve.uniform:
+        assert u.planned is None or u.planned.predicted_kld <= u.plan.predicted_kld
+    assert {"Q4_K", "IQ2_XXS", "Q2_K"} <= {u.type for u in curve.uniform}
+    # What is solved for one size is what the curve says of it.
+    some = curve.points[7]
+    again = make_plan(source, bpw=plans[7].bpw, distortions=distortions)
+    assert again.predicted_kld == pytest.approx(some.plan.predicted_kld)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_a_curve_is_drawn(source, distortions, tmp_path, suffix):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"curve{suffix}"
+    draw_curve(make_curve(source, low=2, high=5, distortions=distortions), path, "tiny-deepseek")
+    assert path.stat().st_size > 10_000 and list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes().startswith(b"\x89PNG" if suffix == ".png" else b"<?xml")
+
+
+def test_without_matplotlib_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    out = tmp_path / "curve.png"
+    result = command("plan", SOURCE, "--curve", "2:3", "--plot", out, code=2)
+    one_error(result, "matplotlib is not installed")
+    assert "kizami[plot]" in result.stderr and list(tmp_path.iterdir()) == []
+
+
+# -- the command line ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "fragment"),
+    [
+        (["--bpw", "3", "--out", "p.json", "--pin", "Q6_K"], "REGEX=TYPE"),
+        (["--bpw", "3", "--out", "p.json", "--pin", "=Q6_K"], "REGEX=TYPE"),
+        (["--bpw", "3", "--out", "p.json", "--pin", "a(=Q6_K"], "not a regular expression"),
+        (["--bpw", "3", "--out", "p.json", "--floor", "attn=Q6"], "'Q6'"),
+        (["--bpw", "3", "--out", "p.json", "--pin", "attn=Q6_K", "--pin", "attn=Q8_0"], "two types"),
+        (["--bpw", "3", "--out", "p.json", "--floor", "nothing=Q6_K"], "finds no tensor"),
+        (["--preset", "Q4_K_X", "--out", "p.json"], "'Q4_K_X'"),
+        (["--preset", "Q4_K_M", "--bpw", "3", "--out", "p.json"], "found --bpw and --preset"),
+        (["--bpw", "3"], "--out"),
+        (["--curve", "2:3", "--out", "p.json"], "writes no plan"),
+        (["--curve", "2"], "FROM:TO"),
+        (["--curve", "2:many"], "'many'"),
+        (["--curve", "5:2"], "the end above the beginning"),
+        (["--curve", "0.1:0.2"], "the smallest possible"),
+        (["--bpw", "3", "--out", "p.json", "--plot", "x.png"], "--plot without --curve"),
+        (["--curve", "2:3", "--plot", "x.pdf"], ".png or .svg"),
+    ],
+)
+def test_wrong_usage_of_plan(args, fragment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one_error(command("plan", SOURCE, *args, code=2), fragment)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pins_on_the_command_line(small, tmp_path):
+    model, matrix = small
+    out, plan = tmp_path / "out.gguf", tmp_path / "plan.json"
+    rules = ["--pin", "attn_q=Q8_0", "--floor", "shexp=Q5_K"]
+    command("plan", model, "--bpw", "5", "--imatrix", matrix, "--out", plan, *rules)
+    types = {t["name"]: t["type"] for t in json.loads(plan.read_text())["tensors"]}
+    assert {types[f"blk.{i}.attn_q_{part}.weight"] for i in (0, 1) for part in "ab"} == {"Q8_0"}
+    assert TYPES[types["blk.1.ffn_up_shexp.weight"]]["bpw"] >= 5.5
+    command("quantize", model, out, "--type", "IQ4_NL", *rules)
+    written = {name: t.type for name, t in kizami.GGUF(out).items()}
+    assert written["blk.0.attn_q_a.weight"] == "Q8_0" and written["blk.1.ffn_up_shexp.weight"] == "Q5_K"
+    assert written["output.weight"] == "IQ4_NL"
+    found = json_of(command("quantize", model, out, "--preset", "Q5_K_M", *rules, "--dry-run", "--json"))
+    assert found["predicted_kld"] > 0
+
+
+def test_the_curve_on_the_command_line(small):
+    model, matrix = small
+    args = ["plan", model, "--curve", "4:6", "--imatrix", matrix]
+    found = json_of(command(*args, "--json"))
+    assert [p["bpw"] for p in found["curve"]] == sorted(p["bpw"] for p in found["curve"])
+    assert all(sum(p["types"].values()) == pytest.approx(1) for p in found["curve"])
+    assert {"presets", "bytes", "bpw", "predicted_kld", "types"} == set(found["curve"][0])
+    assert {"type", "bytes", "bpw", "predicted_kld", "planned_kld"} == set(found["uniform"][0])
+    text = command(*args).stdout
+    assert "routed experts" in text and "Q4_K_M" in text and "planned, same bytes" in text
+    weights = sum(math.prod(t.shape) for t in open_source(model).values())
+    sizes = [f"{bpw * weights / 8 / 1000:.3f}kB" for bpw in (4, 6)]
+    again = json_of(command("plan", model, "--curve", ":".join(sizes), "--imatrix", matrix, "--json"))
+    assert len(again["curve"]) == len(found["curve"])
+
+
+def test_a_plan_is_shown_by_parts(source, distortions, capsys):
+    from kizami.cli import output
+
+    plan = make_plan(source, bpw=3.0, distortions=distortions, pins={r"blk\.(1|2|4)\.ffn_down_exps": "Q6_K"})
+    assert isinstance(plan, Plan)
+    output.parts((t.name, t.type, math.prod(t.shape), t.bytes) for t in plan.tensors)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 25 < len(plan.tensors)
+    (down,) = (line for line in lines if line.startswith("ffn_down_exps "))
+    assert "Q6_K in 1-2 4" in down
+    (others,) = (line for line in lines if line.startswith("others "))
+    assert others.split()[-1] == "F32"
+    counts = [int(line.split()[1]) for line in lines[1:]]
+    assert sum(counts) == len(plan.tensors)

@@ -11,6 +11,7 @@ import pytest
 
 import kizami
 from kizami import _core
+from kizami.allocation import make_plan
 from kizami.calibrate import calibrate
 from kizami.checkpoint import open_source
 from kizami.demo import EMBEDDED
@@ -18,7 +19,7 @@ from kizami.errors import FormatError, InputOutputError, UsageError
 from kizami.evaluate import score, windows
 from kizami.formats import WRITABLE
 from kizami.imatrix import Imatrix
-from kizami.plan import load_types, make_plan, uniform_plan
+from kizami.plan import load_types, uniform_plan
 from kizami.quantize import write
 from oracle import read_by_gguf
 

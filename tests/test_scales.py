@@ -17,6 +17,7 @@ import synthetic
 from commandline import json_of, one_error
 from commandline import kizami as command
 from kizami import _core
+from kizami.allocation import make_plan
 from kizami.calibrate import calibrate
 from kizami.checkpoint import open_source
 from kizami.demo import EMBEDDED
@@ -25,7 +26,6 @@ from kizami.formats import quantizable
 from kizami.gguf import scale_name
 from kizami.layers import Segment
 from kizami.models import build
-from kizami.plan import make_plan
 from kizami.tokenizer import Tokenizer
 
 # Rows of every matrix divide into blocks of 64.

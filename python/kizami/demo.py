@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from kizami import feedback
+from kizami.allocation import make_plan
 from kizami.calibrate import calibrate, calibration_windows
 from kizami.engine import from_source, load
 from kizami.evaluate import score, windows
-from kizami.plan import make_plan, uniform_plan
+from kizami.plan import uniform_plan
 from kizami.quantize import read_text, write
 
 EMBEDDED = Path(__file__).parent / "data" / "tiny-deepseek"

@@ -14,8 +14,8 @@ TYPES = {t["name"]: t for t in _core.types()}
 # What the planner chooses from, and what --type takes: every format that GGUF files can hold.
 WRITABLE = [name for name, t in TYPES.items() if t["ggml_id"] is not None]
 CANDIDATES = [name for name in WRITABLE if TYPES[name]["quantized"]] + ["BF16"]
-# What a tensor gets under --type when its rows do not divide into the type's blocks: the first of these
-# types of 32-weight blocks that is not coarser; F16 where not even that many weights divide.
+# What a tensor gets in place of a type whose blocks do not divide its rows: the first of these types of
+# 32-weight blocks that is not coarser; F16 where not even that many weights divide.
 FALLBACKS = ("IQ4_NL", "Q5_0", "Q8_0")
 
 
@@ -53,3 +53,8 @@ def fallback(type_name: str, shape: tuple[int, ...]) -> str:
     """The type of a tensor whose rows do not divide into blocks of the wanted one."""
     finer = (t for t in FALLBACKS if TYPES[t]["bpw"] >= TYPES[type_name]["bpw"])
     return next((t for t in finer if nbytes(t, shape) is not None), "F16")
+
+
+def fitting(type_name: str, shape: tuple[int, ...]) -> str:
+    """The wanted type, or the one that stands in for it."""
+    return type_name if nbytes(type_name, shape) is not None else fallback(type_name, shape)

@@ -1,10 +1,7 @@
-"""The plan: which type each tensor gets, so that a file of a given size loses as little as possible.
+"""The plan: which type each tensor gets, and what file that makes.
 
-Predicted loss is a sum over tensors: the tensor's sensitivity (:mod:`kizami.sensitivity`) times the relative
-error that its type makes (:mod:`kizami.distortion`). A multiple-choice knapsack over exact bytes (Rust:
-``solve``) picks the types. Additivity and the predictor are argued in HIGGS (arXiv 2411.17525).
-
-Knows sizes and the plan file; neither measures errors, nor runs models, nor writes GGUF files.
+Knows sizes, the plan file, and plans that need no choice: a file's, and one type throughout. Does not know
+how to choose (:mod:`kizami.allocation`), nor how GGUF files are written.
 """
 
 from __future__ import annotations
@@ -12,18 +9,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kizami import _core
-from kizami.distortion import Distortions, measure
 from kizami.errors import FormatError, InputOutputError, UsageError
-from kizami.formats import TYPES, candidates, fallback, nbytes, parse_type, quantizable
+from kizami.formats import TYPES, fitting, nbytes, parse_type, quantizable
 from kizami.gguf import scale_name
 from kizami.imatrix import Imatrix
-from kizami.sensitivity import sensitivities as priors
+from kizami.presets import PRESETS
+from kizami.rules import Rules
 
 FORMAT = "kizami-plan"
 
@@ -176,19 +173,41 @@ def plan_from_types(source: Mapping[str, _core.Tensor], types: Mapping[str, str]
     return Plan(tensors, file_bytes(source, tensors))
 
 
-def uniform_plan(source: Mapping[str, _core.Tensor], type_name: str) -> Plan:
-    """Every tensor that may lose bits in one type, with :func:`fallback` where rows do not divide.
+def uniform_plan(
+    source: Mapping[str, _core.Tensor],
+    type_name: str,
+    *,
+    pins: Mapping[str, str] | None = None,
+    floors: Mapping[str, str] | None = None,
+) -> Plan:
+    """Every tensor that may lose bits in one type, or in what :mod:`kizami.rules` say of it.
+
+    Where rows do not divide into blocks, :func:`kizami.formats.fallback` stands in.
+
+    Args:
+        source: an open model.
+        type_name: the type.
+        pins: pattern of names to type: what these tensors get instead.
+        floors: pattern of names to type: what these tensors get if it is finer.
 
     Raises:
-        UsageError: the type is unknown.
+        UsageError: the type is unknown, or pins or floors are wrong.
     """
+    named = type_name.upper().replace("-", "_")
+    if named in PRESETS and named not in TYPES:
+        raise UsageError(
+            f"type: found {type_name!r}, a mix of types, expected one type",
+            hint=f"a mix is a budget, a preset: --preset {named}",
+        )
     wanted = parse_type(type_name)
+    shapes = {name: tuple(tensor.shape) for name, tensor in source.items()}
+    rules = Rules(shapes, pins, floors)
     types = {}
-    for name, tensor in source.items():
-        shape = tuple(tensor.shape)
-        types[name] = wanted if quantizable(name, shape) else "F32"
-        if nbytes(types[name], shape) is None:
-            types[name] = fallback(types[name], shape)
+    for name, shape in shapes.items():
+        if quantizable(name, shape):
+            types[name] = rules.left(name, shape, [fitting(wanted, shape)])[0]
+        else:
+            types[name] = "F32"
     return plan_from_types(source, types, "--type")
 
 
@@ -220,114 +239,3 @@ def file_bytes(source: Any, tensors: list[PlannedTensor], imatrix: Imatrix | Non
     """Bytes of the file a plan makes, header and padding included."""
     metadata = output_metadata(source, {t.name: t.type for t in tensors}, imatrix)
     return _core.GgufWriter.size(metadata, file_layout(tensors))
-
-
-def _measured(distortions: Distortions, name: str, shape: tuple[int, ...]) -> list[str]:
-    """The types of a tensor whose errors are known.
-
-    Raises:
-        FormatError: there is none, or one does not divide its rows.
-    """
-    types = list(distortions.errors.get(name, ()))
-    if not types:
-        raise FormatError(f"distortions: tensor {name}: found no type, expected at least one")
-    for type_name in types:
-        if nbytes(type_name, shape) is None:
-            raise FormatError(
-                f"distortions: tensor {name}: rows of {shape[-1]} do not divide into {type_name}"
-            )
-    return types
-
-
-def make_plan(
-    source: Any,
-    *,
-    bpw: float | None = None,
-    size: int | None = None,
-    imatrix: Imatrix | None = None,
-    distortions: Distortions | None = None,
-    sensitivities: Mapping[str, float] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Plan:
-    """The best plan within a budget.
-
-    Args:
-        source: an open model: a GGUF or a checkpoint.
-        bpw: bits per weight over all tensors, or
-        size: bytes of the whole file.
-        imatrix: importance of columns; all alike without it.
-        distortions: the error that each type makes in each tensor: what there is to choose from. Those of
-            plain rounding are measured where none are given.
-        sensitivities: predicted KLD per unit of error by tensor; the prior of its class for any other.
-        progress: called with (stage, tensors done, tensors in total).
-
-    Raises:
-        UsageError: not exactly one budget, or one below the smallest possible (the message says which).
-        FormatError: distortions or sensitivities are of another model.
-    """
-    if (bpw is None) == (size is None):
-        raise UsageError("budget: expected exactly one of bpw and size")
-    names, shapes = list(source), dict[str, tuple[int, ...]]()
-    scales: dict[tuple[str, str], int] = {}
-    for name in names:
-        tensor = source[name]
-        shapes[name], scales[name, tensor.type] = tuple(tensor.shape), kept_scales(tensor, tensor.type)
-    open_names = [name for name in names if quantizable(name, shapes[name])]
-    options = {name: candidates(shapes[name]) for name in open_names}
-    if distortions is not None:
-        options = {name: _measured(distortions, name, shapes[name]) for name in open_names}
-    if unknown := sorted((sensitivities or {}).keys() - options.keys()):
-        raise FormatError(f"sensitivities: tensor {unknown[0]}: none that may lose bits in the source")
-    fixed = {name: "F32" for name in names if name not in options}
-
-    def planned(name: str, type_name: str) -> PlannedTensor:
-        kept, size = scales.get((name, type_name), 0), nbytes(type_name, shapes[name]) or 0
-        return PlannedTensor(name, shapes[name], type_name, size + 4 * kept, kept)
-
-    def tensors(types: Mapping[str, str]) -> list[PlannedTensor]:
-        return [planned(n, types[n]) for n in names]
-
-    smallest = tensors(
-        fixed | {n: min(options[n], key=lambda c: nbytes(c, shapes[n]) or 0) for n in open_names}
-    )
-    least = Plan(smallest, file_bytes(source, smallest, imatrix))
-    align = int(source.metadata.get("general.alignment", 32))
-
-    def counted(t: PlannedTensor) -> int:
-        """Bytes of a budget: in bits per weight those of tensors, of a file padded to the alignment."""
-        if bpw is not None:
-            return t.bytes
-        parts = [t.bytes - 4 * t.scales]
-        if t.scales:
-            # Themselves, and their entry in the header: its name, and 32 bytes.
-            parts += [4 * t.scales, len(scale_name(t.name).encode()) + 32]
-        return sum(-(-part // align) * align for part in parts)
-
-    fixed_bytes = sum(counted(planned(n, "F32")) for n in fixed)
-    if bpw is not None:
-        if not math.isfinite(bpw) or bpw <= 0:
-            raise UsageError(f"bpw: found {bpw}, expected a positive number")
-        budget = math.floor(bpw * least.weights / 8) - fixed_bytes
-        if bpw < least.bpw:
-            raise UsageError(
-                f"bpw: found {bpw:g}, expected at least {math.ceil(least.bpw * 1e4) / 1e4:g}, "
-                "the smallest possible"
-            )
-    else:
-        assert size is not None
-        header = least.file_bytes - sum(map(counted, smallest))
-        budget = size - header - fixed_bytes
-        if size < least.file_bytes:
-            raise UsageError(
-                f"size: found {size:,} bytes, expected at least {least.file_bytes:,}, the smallest possible"
-            )
-    if distortions is None:
-        distortions = measure(source, imatrix, progress)
-    weights = priors(open_names) | dict(sensitivities or {})
-    costs = [[weights[n] * distortions.errors[n][c] for c in options[n]] for n in open_names]
-    bytes_of = [[counted(planned(n, c)) for c in options[n]] for n in open_names]
-    chosen = _core.solve(bytes_of, costs, budget)
-    types = fixed | {n: options[n][i] for n, i in zip(open_names, chosen, strict=True)}
-    best = tensors(types)
-    predicted = sum(cost[i] for cost, i in zip(costs, chosen, strict=True))
-    return Plan(best, file_bytes(source, best, imatrix), predicted)

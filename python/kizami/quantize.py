@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from kizami import _core, feedback
+from kizami.allocation import make_plan
 from kizami.calibrate import calibrate, calibration_windows
 from kizami.checkpoint import open_source
 from kizami.engine import from_source
@@ -32,11 +33,11 @@ from kizami.plan import (
     file_bytes,
     file_layout,
     load_types,
-    make_plan,
     output_metadata,
     plan_from_types,
     uniform_plan,
 )
+from kizami.presets import preset_bpw
 
 Progress = Callable[[str, int, int], None]
 
@@ -166,7 +167,10 @@ def quantize(
     bpw: float | None = None,
     size: int | None = None,
     type: str | None = None,
+    preset: str | None = None,
     plan: str | os.PathLike[str] | None = None,
+    pins: Mapping[str, str] | None = None,
+    floors: Mapping[str, str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
     calibration: str | os.PathLike[str] | None = None,
     rounding: str | None = None,
@@ -181,7 +185,10 @@ def quantize(
         bpw: budget in bits per weight over all tensors, or
         size: budget in bytes of the whole file, or
         type: one type for all tensors that may lose bits (``Q4_K``; ``F32``, ``F16``, ``BF16`` export), or
+        preset: budget as a name of llama.cpp's (``Q4_K_M``): the bits per weight of its file, or
         plan: a plan file to replay.
+        pins: pattern of tensor names to type: what these tensors get instead (``{"attn_.*": "Q6_K"}``).
+        floors: pattern of tensor names to type: these tensors get none coarser.
         imatrix: importance of columns, from ``kizami imatrix`` or llama-imatrix, or
         calibration: a text to measure it on.
         rounding: ``"feedback"`` lets every weight make up for the errors of those before it, as far as
@@ -196,8 +203,10 @@ def quantize(
         InputOutputError: a file cannot be read or written.
     """
     start = time.perf_counter()
-    if sum(option is not None for option in (bpw, size, type, plan)) != 1:
-        raise UsageError("budget: expected exactly one of bpw, size, type and plan")
+    if sum(option is not None for option in (bpw, size, type, preset, plan)) != 1:
+        raise UsageError("budget: expected exactly one of bpw, size, type, preset and plan")
+    if plan is not None and (pins or floors):
+        raise UsageError("pins and floors: found beside a plan", hint="edit the types in the plan itself")
     if imatrix is not None and calibration is not None:
         raise UsageError("importance: found an imatrix and a calibration text, expected at most one")
     if rounding not in (None, "plain", "feedback"):
@@ -212,6 +221,8 @@ def quantize(
         raise FormatError(
             f"{os.fspath(src)}: general.architecture: missing, expected a model; the file's type is {kind}"
         )
+    if preset is not None:
+        bpw = preset_bpw(preset, {name: tuple(tensor.shape) for name, tensor in source.items()})
     importance = None
     layers: Iterable[tuple[str, Moments]] = ()
     if imatrix is not None:
@@ -222,11 +233,13 @@ def quantize(
         if rounding != "plain":
             layers = feedback.layers(model, calibration_windows(model, text))
     if type is not None:
-        planned = uniform_plan(source, type)
+        planned = uniform_plan(source, type, pins=pins, floors=floors)
     elif plan is not None:
         planned = plan_from_types(source, load_types(plan), os.fspath(plan))
     else:
-        planned = make_plan(source, bpw=bpw, size=size, imatrix=importance, progress=progress)
+        planned = make_plan(
+            source, bpw=bpw, size=size, imatrix=importance, pins=pins, floors=floors, progress=progress
+        )
     if not dry_run:
         write(source, planned, out, importance, progress, layers)
     return Report(

@@ -54,8 +54,60 @@ class _Output(click.Path):
         return path
 
 
+class _Rule(click.ParamType):
+    """`REGEX=TYPE`. What both mean is checked against the model."""
+
+    name = "rule"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        pattern, equals, type_name = str(value).rpartition("=")
+        if not (pattern and equals and type_name):
+            self.fail(f"found {value!r}, expected REGEX=TYPE such as 'attn_.*=Q6_K'", param, ctx)
+        return pattern, type_name
+
+
+class _Range(click.ParamType):
+    """`FROM:TO` in bits per weight (floats) or, where a unit of bytes is given, in bytes (whole numbers)."""
+
+    name = "range"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        low, colon, high = str(value).partition(":")
+        if not colon:
+            self.fail(
+                f"found {value!r}, expected FROM:TO such as 2:5 or 100GB:250GB; nothing only at the end",
+                param,
+                ctx,
+            )
+        return self._end(low, param, ctx), self._end(high, param, ctx)
+
+    def _end(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> float | int | None:
+        text = text.strip()
+        if not text:
+            return None
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text, re.ASCII):
+            return SIZE.convert(text, param, ctx)
+        if 0 < float(text) <= 64:
+            return float(text)
+        self.fail(f"found {text!r}, expected 0 to 64 bits per weight, or bytes with a unit", param, ctx)
+
+
+def _rules(ctx: click.Context, param: click.Parameter, value: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    rules: dict[str, str] = {}
+    for pattern, type_name in value:
+        if rules.setdefault(pattern, type_name) != type_name:
+            raise click.BadParameter(f"found two types for {pattern!r}, expected one", ctx, param)
+    return rules
+
+
 SIZE = _Number("size", _BYTES, "B?", "a size such as 4.2MB (decimal), 4GiB (binary) or 4200000")
 TOKENS = _Number("tokens", _TOKENS, "", "a number of tokens such as 512 or 32K (K is 1024)")
+
+RANGE = _Range()
 
 # What must exist is checked before any work is done; a wrong path is a usage error.
 MODEL = click.Path(exists=True)
@@ -100,6 +152,29 @@ bpw_option = click.option(
 )
 size_option = click.option(
     "--size", type=SIZE, help="Budget for the whole file: 131GB, 4.2MB, 16GiB, or bytes."
+)
+preset_option = click.option(
+    "--preset",
+    metavar="NAME",
+    help="Budget by llama.cpp's name for it: Q4_K_M, IQ2_XS, ...; bytes of that file, types of our own plan.",
+)
+pin_option = click.option(
+    "--pin",
+    "pins",
+    metavar="REGEX=TYPE",
+    type=_Rule(),
+    callback=_rules,
+    multiple=True,
+    help="Type of the tensors whose names REGEX is found in: 'attn_.*=Q6_K'; of several the first.",
+)
+floor_option = click.option(
+    "--floor",
+    "floors",
+    metavar="REGEX=TYPE",
+    type=_Rule(),
+    callback=_rules,
+    multiple=True,
+    help="No type coarser than TYPE for the tensors whose names REGEX is found in.",
 )
 imatrix_option = click.option("--imatrix", type=FILE, help="Importance matrix, from kizami or llama-imatrix.")
 

@@ -190,6 +190,51 @@ def histogram(tensors: Iterable[tuple[str, int, int]]) -> None:
     table(["type", ">tensors", ">weights", ">bytes", ">bpw"], rows)
 
 
+def parts(tensors: Iterable[tuple[str, str, int, int]]) -> None:
+    """Table of the parts of layers, and which layers have which type, coarse to fine.
+
+    Takes (name, type, weights, bytes). Parts that are all F32 (norms, routers, biases) are one line.
+    """
+    grouped: dict[str, list[tuple[int | None, str, int, int]]] = {}
+    for name, kind, weights, nbytes in tensors:
+        layer, part = _layer_and_part(name)
+        grouped.setdefault(part, []).append((layer, kind, weights, nbytes))
+    small = [part for part, group in grouped.items() if len(group) > 1 and {t[1] for t in group} == {"F32"}]
+    if len(small) > 1:
+        grouped["others"] = [t for part in small for t in grouped.pop(part)]
+    rows = []
+    for part, group in grouped.items():
+        weights, nbytes = sum(t[2] for t in group), sum(t[3] for t in group)
+        where: dict[str, list[int]] = {}
+        for layer, kind, *_ in sorted(group, key=lambda t: t[3] / max(t[2], 1)):
+            where.setdefault(kind, []).append(-1 if layer is None else layer)
+        kinds = (
+            [f"{kind} in {_ranges(layers)}" for kind, layers in where.items()] if len(where) > 1 else where
+        )
+        bpw = f"{nbytes * 8 / weights:.3f}" if weights else ""
+        rows.append([part, str(len(group)), f"{nbytes:,}", bpw, "; ".join(kinds)])
+    table(["part", ">tensors", ">bytes", ">bpw", "types, by layer"], rows)
+
+
+def _layer_and_part(name: str) -> tuple[int | None, str]:
+    """`blk.7.ffn_norm.weight` is layer 7 and `ffn_norm`."""
+    part = name.removesuffix(".weight")
+    block, _, rest = part.partition(".")
+    number, _, inner = rest.partition(".")
+    return (int(number), inner) if block == "blk" and number.isdecimal() and inner else (None, part)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`3-5 8` for 3, 4, 5 and 8."""
+    runs: list[list[int]] = []
+    for n in sorted(set(numbers)):
+        if runs and runs[-1][1] == n - 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return " ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
 # -- everything else on stderr -------------------------------------------------------------------------
 
 

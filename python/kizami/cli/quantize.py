@@ -17,8 +17,11 @@ from .options import (
     OUTPUT,
     bpw_option,
     exactly_one,
+    floor_option,
     imatrix_option,
     json_option,
+    pin_option,
+    preset_option,
     size_option,
     threads_option,
 )
@@ -29,10 +32,13 @@ from .options import (
 @click.argument("out", type=OUTPUT, metavar="OUT.gguf")
 @bpw_option
 @size_option
+@preset_option
 @click.option(
     "--type", "type_name", metavar="TYPE", help="One type for every matrix: Q4_K, IQ2_XXS, F16, ..."
 )
 @click.option("--plan", type=FILE, help="A plan to replay, from `kizami plan`.")
+@pin_option
+@floor_option
 @imatrix_option
 @click.option("--calibration", type=FILE, metavar="TEXT", help="Text to measure the importance matrix on.")
 @click.option(
@@ -41,7 +47,7 @@ from .options import (
     help="feedback: every weight makes up for the errors of those before it, as the calibration text allows. "
     "[default: feedback where there is a text]",
 )
-@click.option("--dry-run", is_flag=True, help="Print the type of every tensor and the size; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print types and size, by tensor with --json; write nothing.")
 @threads_option
 @json_option
 def quantize(
@@ -49,8 +55,11 @@ def quantize(
     out: str,
     bpw: float | None,
     size: int | None,
+    preset: str | None,
     type_name: str | None,
     plan: str | None,
+    pins: dict[str, str],
+    floors: dict[str, str],
     imatrix: str | None,
     calibration: str | None,
     rounding: str | None,
@@ -59,17 +68,18 @@ def quantize(
 ) -> None:
     """Write SRC as a GGUF with a type per tensor that fits a budget, or with one type.
 
-    SRC is a Hugging Face directory or a GGUF. Exactly one of --bpw, --size, --type and --plan says what is
-    wanted; F32, F16 and BF16 are types too. OUT.gguf appears only when it is complete.
+    SRC is a Hugging Face directory or a GGUF. Exactly one of --bpw, --size, --preset, --type and --plan says
+    what is wanted; F32, F16 and BF16 are types too. OUT.gguf appears only when it is complete.
 
     \b
     Examples:
       kizami quantize DeepSeek-V3/ v3.gguf --size 131GB --calibration text.txt
       kizami quantize DeepSeek-V3/ v3.gguf --bpw 1.9 --imatrix imatrix.gguf
+      kizami quantize DeepSeek-V3/ v3.gguf --preset Q4_K_M --pin 'attn_.*=Q8_0' --imatrix imatrix.gguf
       kizami quantize v3-bf16.gguf v3-q4.gguf --type Q4_K
       kizami quantize DeepSeek-V3/ v3.gguf --plan plan.json --dry-run --json
     """
-    exactly_one(bpw=bpw, size=size, type=type_name, plan=plan)
+    exactly_one(bpw=bpw, size=size, preset=preset, type=type_name, plan=plan)
     if imatrix and calibration:
         raise click.UsageError("expected at most one of --imatrix and --calibration, found both")
     with output.Progress() as progress:
@@ -79,7 +89,10 @@ def quantize(
             bpw=bpw,
             size=size,
             type=type_name,
+            preset=preset,
             plan=plan,
+            pins=pins,
+            floors=floors,
             imatrix=imatrix,
             calibration=calibration,
             rounding=rounding,
@@ -94,11 +107,11 @@ def quantize(
 
 def _print(report: Report, src: str, dry_run: bool) -> None:
     source = open_source(src)
+    tensors = [(t["name"], t["type"], math.prod(source[t["name"]].shape), t["bytes"]) for t in report.tensors]
     if dry_run:
-        rows = [[t["name"], t["type"], f"{t['bytes']:,}"] for t in report.tensors]
-        output.table(["tensor", "type", ">bytes"], rows)
+        output.parts(tensors)
         output.line()
-    output.histogram((t["type"], math.prod(source[t["name"]].shape), t["bytes"]) for t in report.tensors)
+    output.histogram(t[1:] for t in tensors)
     output.line()
     outcome = output.outcome(report.bytes, report.bpw, report.predicted_kld)
     output.line(f"{report.path} {'would be' if dry_run else 'is'} {outcome}")
