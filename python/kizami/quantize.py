@@ -38,6 +38,7 @@ from kizami.plan import (
     uniform_plan,
 )
 from kizami.presets import preset_bpw
+from kizami.rules import Rules
 
 Progress = Callable[[str, int, int], None]
 
@@ -221,8 +222,11 @@ def quantize(
         raise FormatError(
             f"{os.fspath(src)}: general.architecture: missing, expected a model; the file's type is {kind}"
         )
+    # Before anything is measured.
+    shapes = {name: tuple(tensor.shape) for name, tensor in source.items()}
+    Rules(shapes, pins, floors)
     if preset is not None:
-        bpw = preset_bpw(preset, {name: tuple(tensor.shape) for name, tensor in source.items()})
+        bpw = preset_bpw(preset, shapes)
     importance = None
     layers: Iterable[tuple[str, Moments]] = ()
     if imatrix is not None:
