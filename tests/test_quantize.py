@@ -15,6 +15,7 @@ from kizami.allocation import make_plan
 from kizami.calibrate import calibrate
 from kizami.checkpoint import open_source
 from kizami.demo import EMBEDDED
+from kizami.distortion import measure
 from kizami.errors import FormatError, InputOutputError, UsageError
 from kizami.evaluate import score, windows
 from kizami.formats import WRITABLE
@@ -38,6 +39,11 @@ def reference():
 def imatrix(reference):
     text = (EMBEDDED / "calibration.txt").read_text(encoding="utf-8")
     return calibrate(reference, text, n_ctx=256, max_tokens=16_384, dataset="calibration.txt")
+
+
+@pytest.fixture(scope="module")
+def distortions(source, imatrix):
+    return measure(source, imatrix)
 
 
 @pytest.mark.parametrize("name", [t for t in WRITABLE if hasattr(gguf.GGMLQuantizationType, t)])
@@ -88,8 +94,8 @@ def test_bytes_do_not_depend_on_threads_or_isa(source, imatrix, tmp_path):
 
 
 @pytest.mark.parametrize("bpw", [1.75, 2.5, 4.0, 7.0, 15.0])
-def test_budget_in_bits_is_kept_and_used(source, bpw):
-    plan = make_plan(source, bpw=bpw)
+def test_budget_in_bits_is_kept_and_used(source, distortions, bpw):
+    plan = make_plan(source, bpw=bpw, distortions=distortions)
     assert bpw * 0.98 < plan.bpw <= bpw
     weights = sum(int(np.prod(t.shape)) for t in source.values())
     assert plan.tensor_bytes == sum(t.bytes for t in plan.tensors) and plan.weights == weights
@@ -101,8 +107,9 @@ def test_budget_in_bytes_is_the_files_size(source, tmp_path):
     assert report.bytes >= sum(t["bytes"] for t in report.tensors)
 
 
-def test_more_bytes_never_cost_more(source, imatrix):
-    predicted = [make_plan(source, bpw=b, imatrix=imatrix).predicted_kld for b in (1.8, 2.2, 3.0, 4.5, 6.0)]
+def test_more_bytes_never_cost_more(source, distortions):
+    plans = [make_plan(source, bpw=b, distortions=distortions) for b in (1.8, 2.2, 3.0, 4.5, 6.0)]
+    predicted = [plan.predicted_kld for plan in plans]
     assert predicted == sorted(predicted, reverse=True)
 
 
@@ -119,8 +126,8 @@ def test_a_budget_too_small_names_the_smallest(tmp_path, budget):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_is_saved_edited_and_replayed(source, imatrix, tmp_path):
-    plan = make_plan(source, bpw=2.2, imatrix=imatrix)
+def test_a_plan_is_saved_edited_and_replayed(source, distortions, tmp_path):
+    plan = make_plan(source, bpw=2.2, distortions=distortions)
     plan.save(tmp_path / "plan.json")
     edited = json.loads((tmp_path / "plan.json").read_text())
     assert {t["name"]: t["type"] for t in edited["tensors"]} == load_types(tmp_path / "plan.json")
