@@ -107,6 +107,13 @@ class Tensor:
             MemoryError: there is not enough.
         """
 
+    def at(self, index: int) -> Tensor:
+        """One matrix of a stack, in place.
+
+        Raises:
+            UsageError: there is none.
+        """
+
     def bytes(self) -> NDArray[np.uint8]:
         """A copy of the bytes as they stand in a GGUF file, uint8; `scale` is not in them.
 
@@ -159,6 +166,22 @@ class Tensor:
 
         Raises:
             UsageError, FormatError: as `encode`.
+        """
+
+    def output_error(
+        self, type_name: str, curvature: Curvature, feedback: bool = True
+    ) -> tuple[float, float]:
+        """What rounding all rows of a matrix to a format does to its outputs, by the moments behind the curvature.
+
+        Args:
+            feedback: whether codes make up for each other, as `encode` with curvatures.
+
+        Returns:
+            The mean squares of outputs and of their errors, summed over rows.
+
+        Raises:
+            UsageError: the type is unknown.
+            FormatError: this is no matrix, or as `encode`.
         """
 
     def __repr__(self) -> str: ...
@@ -296,6 +319,17 @@ class Curvature:
     @property
     def damping(self) -> float:
         """What was used: more than asked for where moments of too few inputs needed it."""
+
+    @property
+    def pivots(self) -> NDArray[np.float32]:
+        """What a squared error costs in each column once later columns have made up for it: `[cols]`, in some scale."""
+
+    def scaled(self, columns: NDArray[np.float32]) -> Curvature:
+        """That of weights whose columns were multiplied by `columns`, float32 `[cols]`, and whose inputs were divided.
+
+        Raises:
+            FormatError: another length, or a factor that is not positive and finite.
+        """
 
 @final
 class Observer:

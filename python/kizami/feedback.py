@@ -8,7 +8,7 @@ layer takes its moments before the next one begins. Knows models and statistics;
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -21,29 +21,42 @@ from kizami.layers import Batch, Observer, Segment
 SAME_INPUT = (
     ("attn_kv_a_mqa", "attn_q_a", "attn_q"),
     ("attn_q", "attn_k", "attn_v"),
-    ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_gate_shexp", "ffn_up_shexp"),
+    ("ffn_gate_inp", "ffn_gate_shexp", "ffn_up_shexp"),
+    ("ffn_gate_exps", "ffn_up_exps"),
     ("ffn_gate", "ffn_up"),
 )
-# An expert that saw this many tokens believes its own moments as much as its layer's.
-SHRINKAGE = 512
+# An expert that saw as many tokens as its moments have this many times columns believes them as much as its layer's.
+SHRINKAGE = {"ffn_down_exps": 1.0, "ffn_gate_exps": 2.5}
+# Where moments of a layer's gates for each expert would take more bytes, all experts have the router's.
+MOST_GATES = 1 << 30
 
 
-def observed_as(name: str, names: set[str]) -> str:
-    """The tensor of the same layer whose inputs are observed in place of those of ``name``."""
+def observed_as(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The tensor of the same layer whose inputs are observed in place of those of ``name``.
+
+    Args:
+        shapes: those of all tensors, by name.
+    """
     prefix, _, part = name.removesuffix(".weight").rpartition(".")
+    if part in ("ffn_gate_exps", "ffn_up_exps") and 8 * shapes[name][0] * shapes[name][2] ** 2 > MOST_GATES:
+        part = "ffn_gate_inp"
     for group in SAME_INPUT:
         if part in group:
             found = (f"{prefix}.{other}.weight" for other in group)
-            return next(other for other in found if other in names)
+            return next(other for other in found if other in shapes)
     return name
 
 
 class Moments:
     """Second moments of the inputs of one layer's tensors, or of the head's."""
 
-    def __init__(self, observer: Observer, names: set[str]) -> None:
-        self._observer, self._names = observer, names
+    def __init__(self, observer: Observer, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._observer, self._shapes = observer, shapes
         self._curvatures: dict[str, list[_core.Curvature] | None] = {}
+
+    def entries(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The layer's part of the imatrix, as :class:`kizami.imatrix.Imatrix` has it."""
+        return {name: (sums, counts) for name, sums, counts in self._observer.entries()}
 
     def curvatures(self, name: str) -> list[_core.Curvature] | None:
         """What error feedback makes of the mean of ``x xᵀ`` of a tensor's inputs.
@@ -51,16 +64,21 @@ class Moments:
         Returns:
             One per matrix, or a single one where it is the same for all; None where nothing was seen.
         """
-        observed = observed_as(name, self._names)
+        observed = observed_as(name, self._shapes)
         if observed not in self._curvatures:
             means = self._means(observed)
             self._curvatures[observed] = None if means is None else [_core.Curvature(m) for m in means]
         return self._curvatures[observed]
 
+    def tokens(self, name: str) -> np.ndarray:
+        """How many inputs each of a tensor's matrices saw: float64 ``[n_mat]``."""
+        return next(counts for seen, _, counts in self._observer.entries() if seen == name).astype(np.float64)
+
     def _means(self, name: str) -> np.ndarray | None:
         """float64 ``[n_mat, cols, cols]``.
 
-        Experts' own means are shrunk to that of all experts of the layer, the more the fewer tokens they saw.
+        Experts' own means are shrunk to that of the layer, the more the fewer tokens they saw: for gates that of
+        what the router takes in, for down that of all experts.
         """
         found = self._observer.moments(name)
         if found is None:
@@ -69,10 +87,13 @@ class Moments:
         total = tokens.sum()
         if total == 0:
             return None
-        if not name.endswith("_exps.weight"):
+        part = name.removesuffix(".weight").rpartition(".")[2]
+        if part not in SHRINKAGE:
             return sums / np.maximum(tokens, 1.0)[:, None, None]
-        layer = sums.sum(axis=0) / total
-        return (sums + SHRINKAGE * layer) / (tokens + SHRINKAGE)[:, None, None]
+        shrinkage = SHRINKAGE[part] * sums.shape[-1]
+        every, seen = self._observer.moments(name.replace("ffn_gate_exps", "ffn_gate_inp")) or found
+        layer = every.sum(axis=0) / seen.sum()
+        return (sums + shrinkage * layer) / (tokens + shrinkage)[:, None, None]
 
 
 def layers(model: Model, ids: np.ndarray) -> Iterator[tuple[str, Moments]]:
@@ -87,7 +108,7 @@ def layers(model: Model, ids: np.ndarray) -> Iterator[tuple[str, Moments]]:
         head, whose names start with ``output``.
     """
     decoder = model.decoder
-    names = set(model.tensors)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.source.items()}
     groups = [ids[i : i + TOGETHER] for i in range(0, len(ids), TOGETHER)]
 
     def batch(group: np.ndarray, observer: Observer | None = None) -> Batch:
@@ -95,7 +116,7 @@ def layers(model: Model, ids: np.ndarray) -> Iterator[tuple[str, Moments]]:
         return Batch(segments, activations=model.activations, observer=observer)
 
     def observer(prefix: str) -> Observer:
-        return Observer(sorted({observed_as(name, names) for name in names if name.startswith(prefix)}))
+        return Observer(sorted({observed_as(name, shapes) for name in shapes if name.startswith(prefix)}))
 
     hidden = [batch(group).embed(decoder.head) for group in groups]
     for i, layer in enumerate(decoder.layers):
@@ -103,8 +124,8 @@ def layers(model: Model, ids: np.ndarray) -> Iterator[tuple[str, Moments]]:
         seen = observer(prefix)
         for x, group in zip(hidden, groups, strict=True):
             layer(x, batch(group, seen))
-        yield prefix, Moments(seen, names)
+        yield prefix, Moments(seen, shapes)
     seen = observer("output")
     for x, group in zip(hidden, groups, strict=True):
         batch(group, seen).logits(x, decoder.head)
-    yield "output", Moments(seen, names)
+    yield "output", Moments(seen, shapes)

@@ -33,9 +33,11 @@ def sensitivities(names: Iterable[str]) -> dict[str, float]:
     Args:
         names: all tensors that may lose bits: a class is shared by those of them in it.
     """
-    classes = {
-        name: next(i for i, (pattern, _) in enumerate(SENSITIVITY) if re.search(pattern, name))
-        for name in names
-    }
+    classes = {name: class_of(name) for name in names}
     members = Counter(classes.values())
     return {name: SENSITIVITY[c][1] / members[c] for name, c in classes.items()}
+
+
+def class_of(name: str) -> int:
+    """The number of a tensor's class: the first pattern that matches."""
+    return next(i for i, (pattern, _) in enumerate(SENSITIVITY) if re.search(pattern, name))

@@ -20,8 +20,9 @@ enum Owner {
 }
 
 /// Bytes owned by [`Owner`].
+#[derive(Clone)]
 struct Bytes {
-    _owner: Owner,
+    _owner: Arc<Owner>,
     start: *const u8,
     len: usize,
 }
@@ -140,7 +141,7 @@ impl Tensor {
             None => Vec::new(),
         };
         let (start, len) = (data.as_ptr(), data.len());
-        let bytes = vec![Bytes { start, len, _owner: Owner::File(file.clone()) }];
+        let bytes = vec![Bytes { start, len, _owner: Arc::new(Owner::File(file.clone())) }];
         Self::from_parts(ty, shape, bytes, scales, false).map(Some)
     }
 
@@ -215,7 +216,7 @@ impl Tensor {
             let slice =
                 view.as_slice().map_err(|_| error::usage("tensor buffers must be contiguous".into()))?;
             let (start, len) = (slice.as_ptr(), slice.len());
-            bytes.push(Bytes { start, len, _owner: Owner::Array(array.unbind()) });
+            bytes.push(Bytes { start, len, _owner: Arc::new(Owner::Array(array.unbind())) });
         }
         let scales = scales.unwrap_or_default();
         let scales = scales.iter().map(|s| s.as_array().iter().copied().collect()).collect();
@@ -289,8 +290,24 @@ impl Tensor {
         });
         let memory = memory.map_err(|e| PyMemoryError::new_err(format!("{size} bytes for weights: {e}")))?;
         let (start, len) = (memory.as_ptr(), memory.len());
-        let bytes = vec![Bytes { start, len, _owner: Owner::Memory(memory) }];
+        let bytes = vec![Bytes { start, len, _owner: Arc::new(Owner::Memory(memory)) }];
         Self::from_parts(self.ty, self.shape.clone(), bytes, self.scales.clone(), true)
+    }
+
+    fn at(&self, index: usize) -> PyResult<Self> {
+        if index >= self.mats {
+            return Err(error::usage(format!("matrix: found {index}, expected less than {}", self.mats)));
+        }
+        let size = self.matrix_bytes();
+        let mut bytes = match &self.bytes[..] {
+            [whole] => whole.clone(),
+            parts => parts[index].clone(),
+        };
+        let skipped = if self.bytes.len() == 1 { index * size } else { 0 };
+        bytes.start = bytes.get()[skipped..].as_ptr();
+        bytes.len = size;
+        let scales = self.scales.get(index).cloned().into_iter().collect();
+        Self::from_parts(self.ty, vec![self.rows, self.cols], vec![bytes], scales, self.repacked)
     }
 
     fn bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u8>>> {
@@ -370,6 +387,17 @@ impl Tensor {
         weights: usize,
     ) -> PyResult<(f64, f64, f64)> {
         crate::quantize::distortion(py, self, type_name, imatrix, weights)
+    }
+
+    #[pyo3(signature = (type_name, curvature, feedback=true))]
+    fn output_error(
+        &self,
+        py: Python<'_>,
+        type_name: &str,
+        curvature: &Curvature,
+        feedback: bool,
+    ) -> PyResult<(f64, f64)> {
+        crate::quantize::output_error(py, self, type_name, curvature, feedback)
     }
 }
 
