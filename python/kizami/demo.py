@@ -76,7 +76,8 @@ def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> Demo
     write(source, uniform, uniform_path, imatrix, progress)
     dynamic = make_plan(source, size=uniform_path.stat().st_size, imatrix=imatrix, progress=progress)
     dynamic_path = folder / "tiny-deepseek-dynamic.gguf"
-    layers = feedback.layers(reference, calibration_windows(reference, text, N_CTX, CALIBRATION_TOKENS))
+    ids = calibration_windows(reference, text, N_CTX, CALIBRATION_TOKENS)
+    layers = feedback.layers(reference, ids, progress=progress)
     write(source, dynamic, dynamic_path, imatrix, progress, layers)
 
     plans = {dynamic_path: dynamic, uniform_path: uniform}

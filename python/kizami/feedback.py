@@ -8,7 +8,7 @@ layer takes its moments before the next one begins. Knows models and statistics;
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
@@ -75,16 +75,25 @@ class Moments:
         return (sums + SHRINKAGE * layer) / (tokens + SHRINKAGE)[:, None, None]
 
 
-def layers(model: Model, ids: np.ndarray) -> Iterator[tuple[str, Moments]]:
+def layers(
+    model: Model,
+    ids: np.ndarray,
+    *,
+    done: Collection[str] = (),
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Iterator[tuple[str, Moments]]:
     """Passes windows through the model one layer at a time.
 
     Args:
         model: best the unquantized source, loaded with ``activations="f32"``.
         ids: token ids ``[n_windows, n_ctx]``.
+        done: names of tensors that need none; windows pass through their layers all the same, up to the last
+            layer that has others.
+        progress: called with (stage, windows times layers done, in total).
 
     Yields:
-        What the names of a layer's tensors start with (``blk.3.``), and their moments; last that of the
-        head, whose names start with ``output``.
+        What the names of a layer's tensors start with (``blk.3.``), and their moments, unless all of them are
+        ``done``; last that of the head, whose names start with ``output``.
     """
     decoder = model.decoder
     names = set(model.tensors)
@@ -94,17 +103,24 @@ def layers(model: Model, ids: np.ndarray) -> Iterator[tuple[str, Moments]]:
         segments = [Segment(window, model.new_cache(), len(window)) for window in group]
         return Batch(segments, activations=model.activations, observer=observer)
 
-    def observer(prefix: str) -> Observer:
-        return Observer(sorted({observed_as(name, names) for name in names if name.startswith(prefix)}))
+    def wanted(prefix: str) -> list[str]:
+        return sorted(name for name in names if name.startswith(prefix) and name not in done)
 
-    hidden = [batch(group).embed(decoder.head) for group in groups]
-    for i, layer in enumerate(decoder.layers):
-        prefix = f"blk.{i}."
-        seen = observer(prefix)
+    stages = [*(f"blk.{i}." for i in range(len(decoder.layers))), "output"]
+    while stages and not wanted(stages[-1]):
+        stages.pop()
+    hidden = [batch(group).embed(decoder.head) for group in groups] if stages else []
+    passed = 0
+    for i, prefix in enumerate(stages):
+        # With no observer at all attention would take its other form, whose last bits differ.
+        seen = Observer(sorted({observed_as(name, names) for name in wanted(prefix)}))
         for x, group in zip(hidden, groups, strict=True):
-            layer(x, batch(group, seen))
-        yield prefix, Moments(seen, names)
-    seen = observer("output")
-    for x, group in zip(hidden, groups, strict=True):
-        batch(group, seen).logits(x, decoder.head)
-    yield "output", Moments(seen, names)
+            if prefix == "output":
+                batch(group, seen).logits(x, decoder.head)
+            else:
+                decoder.layers[i](x, batch(group, seen))
+            passed += len(group)
+            if progress:
+                progress("feedback", passed, len(ids) * len(stages))
+        if wanted(prefix):
+            yield prefix, Moments(seen, names)

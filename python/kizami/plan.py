@@ -15,7 +15,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from kizami import _core
 from kizami.errors import FormatError, InputOutputError, UsageError
-from kizami.gguf import scale_name
+from kizami.gguf import TypedMetadata, scale_name
 from kizami.imatrix import Imatrix
 
 TYPES = {t["name"]: t for t in _core.types()}
@@ -53,6 +53,7 @@ SENSITIVITY: list[tuple[str, float]] = [
 # Weights encoded per tensor and type to measure its error: whole rows, spread over all experts.
 SAMPLE = 1 << 16
 FORMAT = "kizami-plan"
+NONE: TypedMetadata = []
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,12 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """A type for every tensor, and what the file will be."""
+    """A type for every tensor, and what the file will be; relative errors by tensor, where measured."""
 
     tensors: list[PlannedTensor]
     file_bytes: int
     predicted_kld: float | None = None
+    errors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tensor_bytes(self) -> int:
@@ -103,6 +105,12 @@ class Plan:
                 for t in self.tensors
             ],
         }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
+        """What ``dataclasses.asdict`` took apart, after a journey through JSON."""
+        tensors = [PlannedTensor(**{**t, "shape": tuple(t["shape"])}) for t in fields["tensors"]]
+        return cls(**{**fields, "tensors": tensors})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON, one tensor a line, for people to read and edit.
@@ -251,9 +259,12 @@ def uniform_plan(source: Mapping[str, _core.Tensor], type_name: str) -> Plan:
 
 
 def output_metadata(
-    source: Any, types: Mapping[str, str], imatrix: Imatrix | None = None
-) -> list[tuple[str, str, Any]]:
-    """The metadata of a file quantized from ``source``: the source's, with what describes the encoding."""
+    source: Any, types: Mapping[str, str], imatrix: Imatrix | None = None, provenance: TypedMetadata = NONE
+) -> TypedMetadata:
+    """The metadata of a file quantized from ``source``: the source's, with what describes the encoding.
+
+    ``provenance`` says how the file came about (:func:`kizami.recipe.provenance`).
+    """
     weights: dict[str, int] = {}
     for name, type_name in types.items():
         weights[type_name] = weights.get(type_name, 0) + math.prod(source[name].shape)
@@ -269,14 +280,19 @@ def output_metadata(
     kept = [
         (k, t, v)
         for k, t, v in source.typed_metadata
-        if k not in own and not k.startswith(("quantize.", "split."))
+        if k not in own and not k.startswith(("quantize.", "split.", "kizami."))
     ]
-    return kept + [(key, *value) for key, value in own.items()]
+    return [*kept, *((key, *value) for key, value in own.items()), *provenance]
 
 
-def file_bytes(source: Any, tensors: list[PlannedTensor], imatrix: Imatrix | None = None) -> int:
+def file_bytes(
+    source: Any,
+    tensors: list[PlannedTensor],
+    imatrix: Imatrix | None = None,
+    provenance: TypedMetadata = NONE,
+) -> int:
     """Bytes of the file a plan makes, header and padding included."""
-    metadata = output_metadata(source, {t.name: t.type for t in tensors}, imatrix)
+    metadata = output_metadata(source, {t.name: t.type for t in tensors}, imatrix, provenance)
     return _core.GgufWriter.size(metadata, file_layout(tensors))
 
 
@@ -317,6 +333,8 @@ def make_plan(
     bpw: float | None = None,
     size: int | None = None,
     imatrix: Imatrix | None = None,
+    provenance: TypedMetadata = NONE,
+    reserve: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Plan:
     """The best plan within a budget.
@@ -326,6 +344,8 @@ def make_plan(
         bpw: bits per weight over all tensors, or
         size: bytes of the whole file.
         imatrix: importance of columns; all alike without it.
+        provenance: what the file will say of how it came about.
+        reserve: bytes of ``size`` to leave, for the headers of a split set.
         progress: called with (stage, tensors done, tensors in total).
 
     Raises:
@@ -352,7 +372,7 @@ def make_plan(
     smallest = tensors(
         fixed | {n: min(options[n], key=lambda c: nbytes(c, shapes[n]) or 0) for n in open_names}
     )
-    least = Plan(smallest, file_bytes(source, smallest, imatrix))
+    least = Plan(smallest, file_bytes(source, smallest, imatrix, provenance) + reserve)
     align = int(source.metadata.get("general.alignment", 32))
 
     def counted(t: PlannedTensor) -> int:
@@ -384,9 +404,10 @@ def make_plan(
                 f"size: found {size:,} bytes, expected at least {least.file_bytes:,}, the smallest possible"
             )
     weights = sensitivities(open_names)
-    costs = []
+    costs, measured = [], []
     for done, (name, weight) in enumerate(zip(open_names, weights, strict=True)):
-        costs.append([weight * relative_error(source[name], c, name, imatrix) for c in options[name]])
+        measured.append([relative_error(source[name], c, name, imatrix) for c in options[name]])
+        costs.append([weight * error for error in measured[-1]])
         if progress:
             progress("plan", done + 1, len(open_names))
     bytes_of = [[counted(planned(n, c)) for c in options[n]] for n in open_names]
@@ -394,4 +415,5 @@ def make_plan(
     types = fixed | {n: options[n][i] for n, i in zip(open_names, chosen, strict=True)}
     best = tensors(types)
     predicted = sum(cost[i] for cost, i in zip(costs, chosen, strict=True))
-    return Plan(best, file_bytes(source, best, imatrix), predicted)
+    errors = {n: error[i] for n, error, i in zip(open_names, measured, chosen, strict=True)}
+    return Plan(best, file_bytes(source, best, imatrix, provenance), predicted, errors)

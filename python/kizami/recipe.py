@@ -1,0 +1,182 @@
+"""What a file is made from: told to the journal, which refuses to go on with anything else, and to the file.
+
+Knows: which options go together, which of them and which inputs the bytes depend on, and the identity of
+files. Does not know: how anything is computed or written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kizami import system
+from kizami.errors import InputOutputError, UsageError
+from kizami.gguf import TypedMetadata
+from kizami.imatrix import Imatrix
+from kizami.journal import digest
+from kizami.plan import Plan, load_types, make_plan, plan_from_types, uniform_plan
+from kizami.shards import overhead
+
+Progress = Callable[[str, int, int], None]
+Where = str | os.PathLike[str]
+
+HEAD = 1 << 20  # bytes hashed at the start of an input: headers, of which any change of its tensors is one
+
+
+def identity(path: Path) -> dict[str, Any]:
+    """Whether a file is still the one it was: size and time of change, inode, and the hash of its beginning.
+
+    Raises:
+        InputOutputError: it cannot be read.
+    """
+    try:
+        found = path.stat()
+        with open(path, "rb") as file:
+            head = digest(file.read(HEAD))
+    except OSError as error:
+        raise InputOutputError(f"{path}: {error.strerror or error}") from None
+    return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "inode": found.st_ino, "head": head}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of a quantization, its files read. One of bpw, size, type and types is given.
+
+    Attributes:
+        types: of a plan file: tensor name to type; ``plan`` is its name.
+        text: for calibration; ``dataset`` is its name.
+        others: as in :func:`kizami.quantize`.
+    """
+
+    bpw: float | None
+    size: int | None
+    type: str | None
+    types: dict[str, str] | None
+    plan: str
+    imatrix: Imatrix | None
+    text: str | None
+    dataset: str
+    rounding: str
+    split_size: int | None
+
+    @classmethod
+    def read(
+        cls,
+        bpw: float | None,
+        size: int | None,
+        type: str | None,
+        plan: Where | None,
+        imatrix: Where | None,
+        text: str | None,
+        dataset: str,
+        rounding: str | None,
+        split_size: int | None,
+    ) -> Request:
+        """Checks that options go together, and reads plan and imatrix.
+
+        Raises:
+            UsageError: they do not.
+            InputOutputError, FormatError: a file is not readable, or not what it should be.
+        """
+        if sum(option is not None for option in (bpw, size, type, plan)) != 1:
+            raise UsageError("budget: expected exactly one of bpw, size, type and plan")
+        if imatrix is not None and text is not None:
+            raise UsageError("importance: found an imatrix and a calibration text, expected at most one")
+        if rounding not in (None, "plain", "feedback"):
+            raise UsageError(f"rounding: found {rounding!r}, expected 'plain' or 'feedback'")
+        if rounding == "feedback" and text is None:
+            raise UsageError("rounding: found 'feedback' without a calibration text, expected one")
+        return cls(
+            bpw=bpw,
+            size=size,
+            type=type,
+            types=None if plan is None else load_types(plan),
+            plan=os.fspath(plan or ""),
+            imatrix=None if imatrix is None else Imatrix.read(imatrix),
+            text=text,
+            dataset=dataset,
+            rounding=rounding or ("plain" if text is None else "feedback"),
+            split_size=split_size,
+        )
+
+    def recipe(self, source: Any) -> dict[str, Any]:
+        """All that the bytes of the output depend on: this program, what was asked, and the weights' files.
+
+        Of large things it has the hash. The model's configuration and tokenizer are not in it: they are in
+        the layout of the output, which a job compares, too.
+
+        Raises:
+            InputOutputError: a file of the source cannot be read.
+        """
+        return {
+            "version": system.version(),
+            "options": {
+                "bpw": self.bpw,
+                "size": self.size,
+                "type": self.type,
+                "plan": None if self.types is None else text_hash(json.dumps(self.types)),
+                "imatrix": None if self.imatrix is None else self.imatrix.sha256(),
+                "calibration": None if self.text is None else text_hash(self.text),
+                "rounding": self.rounding,
+                "split-size": self.split_size,
+            },
+            "inputs": {path.name: identity(path) for path in source.paths},
+        }
+
+    def fixed(self, source: Any) -> Plan | None:
+        """The plan where there is nothing to choose."""
+        if self.type is not None:
+            return uniform_plan(source, self.type)
+        return None if self.types is None else plan_from_types(source, self.types, self.plan)
+
+    def choose(
+        self, source: Any, imatrix: Imatrix | None, origin: TypedMetadata, progress: Progress | None
+    ) -> Plan:
+        """The best plan within the budget, of all files and what they say of their ``origin``."""
+        split = None if self.size is None or self.split_size is None else overhead(self.size, self.split_size)
+        return make_plan(
+            source,
+            bpw=self.bpw,
+            size=self.size,
+            imatrix=imatrix,
+            provenance=origin,
+            reserve=split or 0,
+            progress=progress,
+        )
+
+    def needs(self, source: Any) -> int:
+        """About the bytes of the output, before anything is planned."""
+        if self.size is not None:
+            return self.size
+        if (fixed := self.fixed(source)) is not None:
+            return fixed.file_bytes
+        return int(sum(math.prod(source[name].shape) for name in source) * (self.bpw or 0.0) / 8)
+
+
+def provenance(
+    imatrix: Imatrix | None = None, calibration: str | None = None, rounding: str = "plain"
+) -> TypedMetadata:
+    """Metadata that says how a file came about.
+
+    Args:
+        imatrix: importance of columns.
+        calibration: the text that weights are rounded on.
+        rounding: ``"plain"`` or ``"feedback"``.
+    """
+    entries: TypedMetadata = [("kizami.recipe", "str", f"kizami {system.version()}, rounding {rounding}")]
+    if imatrix is not None:
+        entries.append(("kizami.imatrix.sha256", "str", imatrix.sha256()))
+    if calibration is not None:
+        entries.append(("kizami.calibration.sha256", "str", text_hash(calibration)))
+    return entries
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text as hexadecimal digits, as ``sha256sum`` has it of the file."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
