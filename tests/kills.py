@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -160,6 +161,7 @@ def main() -> None:
         text.write_text((EMBEDDED / "eval.txt").read_text(encoding="utf-8")[:9000], encoding="utf-8")
         kinds = [
             ("--bpw", "4", "--calibration", str(text)),
+            ("--type", "Q4_0", "--calibration", str(text)),
             ("--type", "Q8_0", "--split-size", "1MB"),
             ("--size", "1.3MB", "--split-size", "1MB"),
         ]
@@ -171,9 +173,11 @@ def main() -> None:
         killed = 0
         for point in range(options.points):
             times = random_.randint(1, 3)
-            story = kill_and_resume(random_.choice(cases), folder / f"point{point}", random_, times)
+            (case,) = random_.choices(cases, [1 / case.seconds for case in cases])
+            story = kill_and_resume(case, folder / f"point{point}", random_, times)
             killed += times
-            print(f"{point + 1}: same bytes after {', '.join(story)}", flush=True)
+            print(f"{point + 1}: same bytes after {', '.join(story)}: {case.arguments}", flush=True)
+            shutil.rmtree(folder / f"point{point}")
         print(f"{options.points} jobs, {killed} kills: all ended with the bytes of an uninterrupted one")
 
 

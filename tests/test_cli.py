@@ -200,7 +200,7 @@ def test_calibration_and_imatrix_give_the_same_file(small, tmp_path):
     a, plain, feedback, default = ((tmp_path / name).read_bytes() for name in ways)
     assert a == plain
     assert feedback == default
-    assert len(feedback) == len(plain) and feedback != plain
+    assert 0 < len(feedback) - len(plain) < 256  # the name of the text's hash, and the hash
     both = ["--imatrix", wide, "--calibration", words]
     one_error(kizami("quantize", model, tmp_path / "c.gguf", "--type", "Q4_K", *both, code=2), "at most one")
 

@@ -18,6 +18,7 @@ from kizami.calibrate import calibrate, calibration_windows
 from kizami.engine import from_source, load
 from kizami.evaluate import score, windows
 from kizami.plan import make_plan, uniform_plan
+from kizami.provenance import text_hash
 from kizami.quantize import read_text, write
 
 EMBEDDED = Path(__file__).parent / "data" / "tiny-deepseek"
@@ -74,11 +75,12 @@ def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> Demo
     uniform = uniform_plan(source, UNIFORM)
     uniform_path = folder / f"tiny-deepseek-{UNIFORM}.gguf"
     write(source, uniform, uniform_path, imatrix, progress)
-    dynamic = make_plan(source, size=uniform_path.stat().st_size, imatrix=imatrix, progress=progress)
+    size, rounded_on = uniform_path.stat().st_size, text_hash(text)
+    dynamic = make_plan(source, size=size, imatrix=imatrix, calibration=rounded_on, progress=progress)
     dynamic_path = folder / "tiny-deepseek-dynamic.gguf"
     ids = calibration_windows(reference, text, N_CTX, CALIBRATION_TOKENS)
     layers = feedback.layers(reference, ids, progress=progress)
-    write(source, dynamic, dynamic_path, imatrix, progress, layers)
+    write(source, dynamic, dynamic_path, imatrix, progress, layers, rounded_on)
 
     plans = {dynamic_path: dynamic, uniform_path: uniform}
     models = [load(path) for path in plans]

@@ -25,6 +25,7 @@ from kizami import _core
 from kizami.errors import FormatError, InputOutputError, UsageError
 from kizami.gguf import TypedMetadata, scale_name
 from kizami.imatrix import Imatrix
+from kizami.provenance import PREFIX, provenance
 
 TYPES = {t["name"]: t for t in _core.types()}
 # What the planner chooses from, and what --type takes: every format that GGUF files can hold.
@@ -53,7 +54,6 @@ SENSITIVITY: list[tuple[str, float]] = [
 # Weights encoded per tensor and type to measure its error: whole rows, spread over all experts.
 SAMPLE = 1 << 16
 FORMAT = "kizami-plan"
-NONE: TypedMetadata = []
 
 
 @dataclass(frozen=True)
@@ -259,11 +259,14 @@ def uniform_plan(source: Mapping[str, _core.Tensor], type_name: str) -> Plan:
 
 
 def output_metadata(
-    source: Any, types: Mapping[str, str], imatrix: Imatrix | None = None, provenance: TypedMetadata = NONE
+    source: Any,
+    types: Mapping[str, str],
+    imatrix: Imatrix | None = None,
+    calibration: str | None = None,
 ) -> TypedMetadata:
     """The metadata of a file quantized from ``source``: the source's, with what describes the encoding.
 
-    ``provenance`` says how the file came about (:func:`kizami.recipe.provenance`).
+    ``calibration`` is the hash of the text for error feedback (:mod:`kizami.provenance`).
     """
     weights: dict[str, int] = {}
     for name, type_name in types.items():
@@ -280,19 +283,19 @@ def output_metadata(
     kept = [
         (k, t, v)
         for k, t, v in source.typed_metadata
-        if k not in own and not k.startswith(("quantize.", "split.", "kizami."))
+        if k not in own and not k.startswith(("quantize.", "split.", PREFIX))
     ]
-    return [*kept, *((key, *value) for key, value in own.items()), *provenance]
+    return [*kept, *((key, *value) for key, value in own.items()), *provenance(imatrix, calibration)]
 
 
 def file_bytes(
     source: Any,
     tensors: list[PlannedTensor],
     imatrix: Imatrix | None = None,
-    provenance: TypedMetadata = NONE,
+    calibration: str | None = None,
 ) -> int:
     """Bytes of the file a plan makes, header and padding included."""
-    metadata = output_metadata(source, {t.name: t.type for t in tensors}, imatrix, provenance)
+    metadata = output_metadata(source, {t.name: t.type for t in tensors}, imatrix, calibration)
     return _core.GgufWriter.size(metadata, file_layout(tensors))
 
 
@@ -333,7 +336,7 @@ def make_plan(
     bpw: float | None = None,
     size: int | None = None,
     imatrix: Imatrix | None = None,
-    provenance: TypedMetadata = NONE,
+    calibration: str | None = None,
     reserve: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Plan:
@@ -344,7 +347,7 @@ def make_plan(
         bpw: bits per weight over all tensors, or
         size: bytes of the whole file.
         imatrix: importance of columns; all alike without it.
-        provenance: what the file will say of how it came about.
+        calibration: hash of the text for error feedback, which the file will name.
         reserve: bytes of ``size`` to leave, for the headers of a split set.
         progress: called with (stage, tensors done, tensors in total).
 
@@ -372,7 +375,7 @@ def make_plan(
     smallest = tensors(
         fixed | {n: min(options[n], key=lambda c: nbytes(c, shapes[n]) or 0) for n in open_names}
     )
-    least = Plan(smallest, file_bytes(source, smallest, imatrix, provenance) + reserve)
+    least = Plan(smallest, file_bytes(source, smallest, imatrix, calibration) + reserve)
     align = int(source.metadata.get("general.alignment", 32))
 
     def counted(t: PlannedTensor) -> int:
@@ -416,4 +419,4 @@ def make_plan(
     best = tensors(types)
     predicted = sum(cost[i] for cost, i in zip(costs, chosen, strict=True))
     errors = {n: error[i] for n, error, i in zip(open_names, measured, chosen, strict=True)}
-    return Plan(best, file_bytes(source, best, imatrix, provenance), predicted, errors)
+    return Plan(best, file_bytes(source, best, imatrix, calibration), predicted, errors)

@@ -29,7 +29,7 @@ from kizami.imatrix import Imatrix
 from kizami.job import Job
 from kizami.outputs import check_output
 from kizami.plan import TYPES, Plan, PlannedTensor, file_layout, output_metadata
-from kizami.recipe import Request, provenance
+from kizami.recipe import Request
 from kizami.report import check_report, save_report
 from kizami.shards import Shard, shards
 
@@ -93,6 +93,7 @@ def write(
     imatrix: Imatrix | None = None,
     progress: Progress | None = None,
     layers: Iterable[tuple[str, Moments]] = (),
+    calibration: str | None = None,
 ) -> None:
     """Encodes every tensor of ``source`` as planned and writes the file, in one go.
 
@@ -103,12 +104,13 @@ def write(
         imatrix: importance of columns.
         progress: called with (stage, tensors done, tensors in total).
         layers: as in :func:`encode`.
+        calibration: hash of the text that ``layers`` saw, for the file to name.
 
     Raises:
         FormatError: a weight is not finite, or the imatrix does not fit a tensor.
         InputOutputError: the file cannot be written.
     """
-    metadata = output_metadata(source, types_of(plan), imatrix)
+    metadata = output_metadata(source, types_of(plan), imatrix, calibration)
     writer = _core.GgufWriter(os.fspath(out), metadata, file_layout(plan.tensors))
     try:
         encode(source, plan, writer, imatrix, progress, layers)
@@ -307,15 +309,14 @@ def _run(
             return calibrate(model(), text, dataset=request.dataset, progress=progress)
 
         importance = job.imatrix(measure) if job else measure()
-    origin = provenance(importance, text if request.rounding == "feedback" else None, request.rounding)
     planned = request.fixed(source)
     if planned is None:
 
         def choose() -> dict[str, Any]:
-            return asdict(request.choose(source, importance, origin, progress))
+            return asdict(request.choose(source, importance, progress))
 
         planned = Plan.from_dict(job.remembered("plan", choose) if job else choose())
-    metadata = output_metadata(source, types_of(planned), importance, origin)
+    metadata = output_metadata(source, types_of(planned), importance, request.rounded_on())
     files = shards(out, metadata, file_layout(planned.tensors), request.split_size)
     if job is not None:
         for file in files:

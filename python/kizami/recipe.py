@@ -6,7 +6,6 @@ files. Does not know: how anything is computed or written.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -17,10 +16,10 @@ from typing import Any
 
 from kizami import system
 from kizami.errors import InputOutputError, UsageError
-from kizami.gguf import TypedMetadata
 from kizami.imatrix import Imatrix
 from kizami.journal import digest
 from kizami.plan import Plan, load_types, make_plan, plan_from_types, uniform_plan
+from kizami.provenance import text_hash
 from kizami.shards import overhead
 
 Progress = Callable[[str, int, int], None]
@@ -129,23 +128,25 @@ class Request:
             "inputs": {path.name: identity(path) for path in source.paths},
         }
 
+    def rounded_on(self) -> str | None:
+        """Hash of the text for error feedback; None for plain rounding."""
+        return text_hash(self.text) if self.text is not None and self.rounding == "feedback" else None
+
     def fixed(self, source: Any) -> Plan | None:
         """The plan where there is nothing to choose."""
         if self.type is not None:
             return uniform_plan(source, self.type)
         return None if self.types is None else plan_from_types(source, self.types, self.plan)
 
-    def choose(
-        self, source: Any, imatrix: Imatrix | None, origin: TypedMetadata, progress: Progress | None
-    ) -> Plan:
-        """The best plan within the budget, of all files and what they say of their ``origin``."""
+    def choose(self, source: Any, imatrix: Imatrix | None, progress: Progress | None) -> Plan:
+        """The best plan within the budget, which is one of all files together."""
         split = None if self.size is None or self.split_size is None else overhead(self.size, self.split_size)
         return make_plan(
             source,
             bpw=self.bpw,
             size=self.size,
             imatrix=imatrix,
-            provenance=origin,
+            calibration=self.rounded_on(),
             reserve=split or 0,
             progress=progress,
         )
@@ -156,27 +157,6 @@ class Request:
             return self.size
         if (fixed := self.fixed(source)) is not None:
             return fixed.file_bytes
-        return int(sum(math.prod(source[name].shape) for name in source) * (self.bpw or 0.0) / 8)
-
-
-def provenance(
-    imatrix: Imatrix | None = None, calibration: str | None = None, rounding: str = "plain"
-) -> TypedMetadata:
-    """Metadata that says how a file came about.
-
-    Args:
-        imatrix: importance of columns.
-        calibration: the text that weights are rounded on.
-        rounding: ``"plain"`` or ``"feedback"``.
-    """
-    entries: TypedMetadata = [("kizami.recipe", "str", f"kizami {system.version()}, rounding {rounding}")]
-    if imatrix is not None:
-        entries.append(("kizami.imatrix.sha256", "str", imatrix.sha256()))
-    if calibration is not None:
-        entries.append(("kizami.calibration.sha256", "str", text_hash(calibration)))
-    return entries
-
-
-def text_hash(text: str) -> str:
-    """SHA-256 of a text as hexadecimal digits, as ``sha256sum`` has it of the file."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+        if self.bpw is None or not math.isfinite(self.bpw):
+            return 0  # the planner refuses it
+        return int(sum(math.prod(source[name].shape) for name in source) * self.bpw / 8)

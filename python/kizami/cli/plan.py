@@ -10,7 +10,6 @@ from kizami.checkpoint import open_source
 from kizami.imatrix import Imatrix
 from kizami.outputs import check_output
 from kizami.plan import make_plan
-from kizami.recipe import provenance
 
 from . import output
 from .options import (
@@ -51,9 +50,7 @@ def plan(
     matrix = Imatrix.read(imatrix) if imatrix else None
     source = open_source(model)
     with output.Progress() as progress:
-        made = make_plan(
-            source, bpw=bpw, size=size, imatrix=matrix, provenance=provenance(matrix), progress=progress
-        )
+        made = make_plan(source, bpw=bpw, size=size, imatrix=matrix, progress=progress)
     made.save(out)
     if as_json:
         output.emit({"path": out, **made.to_dict()})
