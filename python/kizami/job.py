@@ -144,14 +144,19 @@ class Job:
     # -- tensors ---------------------------------------------------------------------------------------
 
     def check_space(self, needed: int) -> None:
-        """Compares with the free space of the output's disk, before any work.
+        """Compares with the free space of the output's disk, before any work, unless it is reserved.
 
         Args:
-            needed: bytes of the output; what an unfinished job has reserved counts as free.
+            needed: bytes of the output.
 
         Raises:
             InputOutputError: there is less.
         """
+        if "layout" not in self._kept:
+            self._check_free(needed)
+
+    def _check_free(self, needed: int) -> None:
+        # What is reserved counts.
         has = sum(getattr(path.stat(), "st_blocks", 0) * 512 for path in self._temporaries())
         free = shutil.disk_usage(self.out.parent).free
         if needed - has > free:
@@ -174,7 +179,7 @@ class Job:
         layout = digest(*(shard.header for shard in shards))
         self._compare({"layout": self._kept.get("layout", layout)}, {"layout": layout})
         self._parts = [Part(shard) for shard in shards]
-        self.check_space(sum(part.shard.size for part in self._parts if not part.published))
+        self._check_free(sum(part.shard.size for part in self._parts if not part.published))
         for part in self._parts:
             with self._asking(part, "reserve space for"):
                 part.begin()
