@@ -22,7 +22,7 @@ from kizami import _core, feedback
 from kizami.calibrate import calibrate, calibration_windows
 from kizami.checkpoint import open_source
 from kizami.engine import from_source
-from kizami.errors import FormatError, InputOutputError, UsageError
+from kizami.errors import FormatError, UsageError
 from kizami.feedback import Moments
 from kizami.gguf import scale_name
 from kizami.imatrix import Imatrix
@@ -30,6 +30,7 @@ from kizami.job import Job
 from kizami.outputs import check_output
 from kizami.plan import TYPES, Plan, PlannedTensor, file_layout, output_metadata
 from kizami.recipe import Request
+from kizami.recipe import read_text as read_text
 from kizami.report import check_report, save_report
 from kizami.shards import Shard, shards
 
@@ -52,21 +53,6 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary, for JSON."""
         return asdict(self)
-
-
-def read_text(path: str | os.PathLike[str]) -> str:
-    """A text file in UTF-8.
-
-    Raises:
-        InputOutputError: it cannot be read.
-        FormatError: it is not text.
-    """
-    try:
-        return Path(path).read_bytes().decode("utf-8")
-    except OSError as error:
-        raise InputOutputError(f"{os.fspath(path)}: cannot read the text: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{os.fspath(path)}: byte {error.start}: found no UTF-8, expected a text") from None
 
 
 def peak_rss() -> int | None:
@@ -250,9 +236,7 @@ def quantize(
     """
     start = time.perf_counter()
     inputs = (src, plan, imatrix, calibration)
-    text = None if calibration is None else read_text(calibration)
-    dataset = Path(calibration or "").name
-    request = Request.read(bpw, size, type, plan, imatrix, text, dataset, rounding, split_size)
+    request = Request.read(bpw, size, type, plan, imatrix, calibration, rounding, split_size)
     if resume and force:
         raise UsageError("unfinished job: found both resume and force, expected at most one")
     out = Path(out)

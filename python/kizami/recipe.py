@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kizami import system
-from kizami.errors import InputOutputError, UsageError
+from kizami.errors import FormatError, InputOutputError, UsageError
 from kizami.imatrix import Imatrix
 from kizami.journal import digest
 from kizami.plan import Plan, load_types, make_plan, plan_from_types, uniform_plan
@@ -41,6 +41,21 @@ def identity(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputOutputError(f"{path}: {error.strerror or error}") from None
     return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "inode": found.st_ino, "head": head}
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A text file in UTF-8.
+
+    Raises:
+        InputOutputError: it cannot be read.
+        FormatError: it is not text.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise InputOutputError(f"{os.fspath(path)}: cannot read the text: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{os.fspath(path)}: byte {error.start}: found no UTF-8, expected a text") from None
 
 
 @dataclass(frozen=True)
@@ -72,12 +87,11 @@ class Request:
         type: str | None,
         plan: Where | None,
         imatrix: Where | None,
-        text: str | None,
-        dataset: str,
+        calibration: Where | None,
         rounding: str | None,
         split_size: int | None,
     ) -> Request:
-        """Checks that options go together, and reads plan and imatrix.
+        """Checks that options go together, and reads the files they name.
 
         Raises:
             UsageError: they do not.
@@ -85,11 +99,11 @@ class Request:
         """
         if sum(option is not None for option in (bpw, size, type, plan)) != 1:
             raise UsageError("budget: expected exactly one of bpw, size, type and plan")
-        if imatrix is not None and text is not None:
+        if imatrix is not None and calibration is not None:
             raise UsageError("importance: found an imatrix and a calibration text, expected at most one")
         if rounding not in (None, "plain", "feedback"):
             raise UsageError(f"rounding: found {rounding!r}, expected 'plain' or 'feedback'")
-        if rounding == "feedback" and text is None:
+        if rounding == "feedback" and calibration is None:
             raise UsageError("rounding: found 'feedback' without a calibration text, expected one")
         return cls(
             bpw=bpw,
@@ -98,9 +112,9 @@ class Request:
             types=None if plan is None else load_types(plan),
             plan=os.fspath(plan or ""),
             imatrix=None if imatrix is None else Imatrix.read(imatrix),
-            text=text,
-            dataset=dataset,
-            rounding=rounding or ("plain" if text is None else "feedback"),
+            text=None if calibration is None else read_text(calibration),
+            dataset=Path(calibration or "").name,
+            rounding=rounding or ("plain" if calibration is None else "feedback"),
             split_size=split_size,
         )
 
