@@ -1,4 +1,4 @@
-"""What the gguf package, the oracle of block layouts, knows (it is a little behind llama.cpp); when weights agree."""
+"""What the gguf package, the oracle of block layouts, knows (a little less than llama.cpp); when weights agree."""
 
 from __future__ import annotations
 

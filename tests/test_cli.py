@@ -200,7 +200,7 @@ def test_calibration_and_imatrix_give_the_same_file(small, tmp_path):
     a, plain, feedback, default = ((tmp_path / name).read_bytes() for name in ways)
     assert a == plain
     assert feedback == default
-    assert len(feedback) == len(plain) and feedback != plain
+    assert 0 < len(feedback) - len(plain) < 256  # the name of the text's hash, and the hash
     both = ["--imatrix", wide, "--calibration", words]
     one_error(kizami("quantize", model, tmp_path / "c.gguf", "--type", "Q4_K", *both, code=2), "at most one")
 
@@ -328,8 +328,10 @@ def test_an_ended_job_leaves_nothing_behind(tmp_path, sent, code):
     # A shell's background jobs ignore SIGINT, and so would the child of a test run as one.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     program = [sys.executable, "-c", f"{heed}; from kizami.cli import main; main()"]
-    args = [*program, "quantize", SOURCE, out, "--type", "IQ1_S", "--threads", "1"]
-    # Without vector instructions the job is certainly still running when the signal comes.
+    words = SOURCE + "/calibration.txt"
+    args = [*program, "quantize", SOURCE, out, "--type", "IQ1_S", "--calibration", words, "--threads", "1"]
+    # Without vector instructions it certainly still calibrates when the signal comes: nothing is finished
+    # yet.
     slow = os.environ | {"KIZAMI_ISA": "scalar"}
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(args, **pipes, text=True, env=slow) as process:

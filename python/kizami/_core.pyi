@@ -7,6 +7,7 @@ set, thread count and batch.
 
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -239,6 +240,10 @@ class GgufFile:
     def nbytes(self) -> int:
         """Bytes of the file, or of all files of the set."""
 
+    @property
+    def paths(self) -> list[Path]:
+        """The file, or those of the set."""
+
     def tensor(self, name: str, scale: str | None = None) -> Tensor:
         """A tensor on the mapping; the tensor named `scale` holds a scale for each of its matrices.
 
@@ -276,6 +281,16 @@ class GgufWriter:
     @staticmethod
     def size(metadata: Sequence[tuple[str, str, Any]], tensors: Sequence[tuple[str, str, Sequence[int]]]) -> int:
         """Bytes of the file these would make, header and padding included. Raises as the constructor."""
+
+    @staticmethod
+    def layout(
+        metadata: Sequence[tuple[str, str, Any]], tensors: Sequence[tuple[str, str, Sequence[int]]]
+    ) -> tuple[bytes, list[tuple[str, int, int]], int]:
+        """Where every byte of the file lies that these would make. Raises as the constructor.
+
+        Returns:
+            The header's bytes; name, offset and length in bytes of every tensor, in order; the size of the file.
+        """
 
     def write(self, name: str, data: NDArray[np.uint8]) -> None:
         """Writes a tensor's bytes, contiguous and of the exact length; tensors may come in any order.

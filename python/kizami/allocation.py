@@ -37,6 +37,8 @@ def make_plan(
     sensitivities: Mapping[str, float] | None = None,
     pins: Mapping[str, str] | None = None,
     floors: Mapping[str, str] | None = None,
+    calibration: str | None = None,
+    reserve: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
     """The best plan within a budget.
@@ -45,7 +47,8 @@ def make_plan(
         source: an open model: a GGUF or a checkpoint.
         bpw: bits per weight over all tensors, or
         size: bytes of the whole file.
-        imatrix, distortions, sensitivities, pins, floors, progress: as for :class:`Choices`.
+        imatrix, distortions, sensitivities, pins, floors, calibration, reserve, progress: as for
+            :class:`Choices`.
 
     Raises:
         UsageError: not exactly one budget, one below the smallest possible (the message says which), or pins
@@ -59,6 +62,8 @@ def make_plan(
         sensitivities=sensitivities,
         pins=pins,
         floors=floors,
+        calibration=calibration,
+        reserve=reserve,
         progress=progress,
     )
     return choices.best(bpw=bpw, size=size)
@@ -81,6 +86,8 @@ class Choices:
         sensitivities: Mapping[str, float] | None = None,
         pins: Mapping[str, str] | None = None,
         floors: Mapping[str, str] | None = None,
+        calibration: str | None = None,
+        reserve: int = 0,
         progress: Progress | None = None,
     ) -> None:
         """Gathers them; errors are measured when a budget is first spent.
@@ -93,6 +100,8 @@ class Choices:
             sensitivities: predicted KLD per unit of error by tensor; the prior of its class for any other.
             pins: pattern of names to type: what these tensors get (:mod:`kizami.rules`).
             floors: pattern of names to type: these tensors get none coarser, in bits per weight.
+            calibration: hash of the text for error feedback, which the file will name.
+            reserve: bytes of the file to leave, for the headers of a split set.
             progress: called with (stage, tensors done, tensors in total).
 
         Raises:
@@ -100,6 +109,7 @@ class Choices:
             FormatError: distortions or sensitivities are of another model.
         """
         self._source, self._imatrix, self._progress = source, imatrix, progress
+        self._reserve = reserve
         self._known = distortions
         # A tensor of a checkpoint is made when it is asked for, some at a cost: each once.
         self._kept: dict[str, tuple[str, int]] = {}
@@ -120,12 +130,12 @@ class Choices:
             self._options.append([self._planned(name, t) for t in types])
         smallest = [min(options, key=lambda t: TYPES[t.type]["bpw"]) for options in self._options]
         # As large for any types.
-        self._metadata = output_metadata(source, {t.name: t.type for t in smallest}, imatrix)
+        self._metadata = output_metadata(source, {t.name: t.type for t in smallest}, imatrix, calibration)
         self.smallest = Plan(smallest, self._file_bytes(smallest))
 
     def _file_bytes(self, tensors: list[PlannedTensor]) -> int:
         """Bytes of the file of a plan, header and padding included."""
-        return _core.GgufWriter.size(self._metadata, file_layout(tensors))
+        return _core.GgufWriter.size(self._metadata, file_layout(tensors)) + self._reserve
 
     def best(self, *, bpw: float | None = None, size: int | None = None) -> Plan:
         """The plan that is predicted to lose least within a budget.
@@ -161,7 +171,8 @@ class Choices:
         chosen = _core.solve(counted, costs, budget)
         tensors = [options[i] for options, i in zip(self._options, chosen, strict=True)]
         predicted = sum(cost[i] for cost, i in zip(costs, chosen, strict=True))
-        return Plan(tensors, self._file_bytes(tensors), predicted)
+        errors = {t.name: self._error(t) for t in tensors if t.name in self._sensitivities}
+        return Plan(tensors, self._file_bytes(tensors) - self._reserve, predicted, errors)
 
     def uniform(self, type_name: str) -> Plan:
         """Every tensor that may lose bits in one type, without pins and floors."""
@@ -192,10 +203,14 @@ class Choices:
         """Predicted KLD of one tensor in its type."""
         if t.name not in self._sensitivities:
             return 0.0  # it never loses bits
+        return self._sensitivities[t.name] * self._error(t)
+
+    def _error(self, t: PlannedTensor) -> float:
+        """Relative error of one tensor in its type."""
         error = self._errors[t.name].get(t.type)
         if error is None:  # that of a pinned F16, say
             error = relative_error(self._source[t.name], t.type, t.name, self._imatrix)
-        return self._sensitivities[t.name] * error
+        return error
 
 
 def _types(name: str, shape: tuple[int, ...], distortions: Distortions | None) -> list[str]:

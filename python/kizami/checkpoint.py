@@ -64,6 +64,7 @@ class Checkpoint(Mapping[str, _core.Tensor]):
         metadata: dict of GGUF key to Python value; includes the tokenizer and the chat template.
         typed_metadata: list of (key, type, value) in the order in which a file gets them.
         notes: lines about what was left out on purpose (multi-token-prediction layers).
+        paths: the files that hold weights.
 
     FP8 weights stay E4M3 with their F32 scale per 128x128 block (type `F8_E4M3`); BF16, F16 and F32 stay
     what they are; norms, router and router bias are F32 copies; `attn_k_b` (heads, kv_lora, nope) and
@@ -80,6 +81,7 @@ class Checkpoint(Mapping[str, _core.Tensor]):
         self._store = SafetensorsDirectory(self.path)
         self._recipes = recipes(self.config, self._store.files.keys())
         self.notes: list[str] = []
+        self.paths = sorted({file.path for file in self._store.files.values()})
         self._check()
         self._tokenizer: Tokenizer | None = None
         self._typed: TypedMetadata | None = None

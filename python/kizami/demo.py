@@ -15,11 +15,15 @@ from typing import Any
 
 from kizami import feedback
 from kizami.allocation import make_plan
-from kizami.calibrate import calibrate, calibration_windows
+from kizami.calibrate import calibration_windows
 from kizami.engine import from_source, load
 from kizami.evaluate import score, windows
+from kizami.imatrix import Imatrix
 from kizami.plan import uniform_plan
+from kizami.probe import probe
+from kizami.provenance import text_hash
 from kizami.quantize import read_text, write
+from kizami.survey import TYPICAL, survey
 
 EMBEDDED = Path(__file__).parent / "data" / "tiny-deepseek"
 UNIFORM = "IQ2_XXS"
@@ -64,21 +68,23 @@ def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> Demo
     reference = load(EMBEDDED, activations="f32")
     source = reference.source
     text = read_text(EMBEDDED / "calibration.txt")
-    imatrix = calibrate(
-        reference,
-        text,
-        n_ctx=N_CTX,
-        max_tokens=CALIBRATION_TOKENS,
-        dataset="calibration.txt",
-        progress=progress,
-    )
+    ids = calibration_windows(reference, text, N_CTX, CALIBRATION_TOKENS)
+    imatrix = Imatrix(chunks=len(ids), chunk_size=N_CTX, datasets=["calibration.txt"])
+    found = survey(source, feedback.layers(reference, ids, stage="survey", progress=progress), imatrix)
     uniform = uniform_plan(source, UNIFORM)
     uniform_path = folder / f"tiny-deepseek-{UNIFORM}.gguf"
     write(source, uniform, uniform_path, imatrix, progress)
-    dynamic = make_plan(source, size=uniform_path.stat().st_size, imatrix=imatrix, progress=progress)
+    dynamic = make_plan(
+        source,
+        size=uniform_path.stat().st_size,
+        imatrix=imatrix,
+        distortions=found.distortions,
+        sensitivities=probe(reference, ids, TYPICAL, found.plain, imatrix, progress),
+        calibration=text_hash(text),
+    )
     dynamic_path = folder / "tiny-deepseek-dynamic.gguf"
-    layers = feedback.layers(reference, calibration_windows(reference, text, N_CTX, CALIBRATION_TOKENS))
-    write(source, dynamic, dynamic_path, imatrix, progress, layers)
+    layers = feedback.layers(reference, ids, progress=progress)
+    write(source, dynamic, dynamic_path, imatrix, progress, layers, text_hash(text))
 
     plans = {dynamic_path: dynamic, uniform_path: uniform}
     models = [load(path) for path in plans]

@@ -1,6 +1,6 @@
 """The errors kizami raises, and the exit code each one means.
 
-Knows: three kinds of failure a user can meet, and that each message stands alone on one line.
+Knows: the kinds of failure a user can meet, and that each message stands alone on one line.
 Does not know: how errors are printed (cli/output.py) or what went wrong (the caller says it).
 
 A message names the file, the tensor or field, what was found and what was expected; `hint` is one more
@@ -15,7 +15,8 @@ class KizamiError(Exception):
 
     Attributes:
         hint: one line of advice, or None.
-        exit_code: what the command line exits with (sysexits.h: 65 bad data, 74 input/output; 2 is usage).
+        exit_code: what the command line exits with (sysexits.h: 65 bad data, 74 input/output, 75 to be gone
+            on with; 2 is usage).
     """
 
     exit_code = 70
@@ -41,3 +42,13 @@ class InputOutputError(KizamiError, OSError):
     """The operating system refused: file not found, not readable, disk full."""
 
     exit_code = 74
+
+
+class ResumeError(UsageError):
+    """What an unfinished job left behind stands in the way, or is of another job than this one."""
+
+
+class Stopped(KizamiError):
+    """The work was interrupted, and can be gone on with."""
+
+    exit_code = 75

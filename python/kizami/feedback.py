@@ -8,7 +8,7 @@ layer takes its moments before the next one begins. Knows models and statistics;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 
@@ -25,7 +25,7 @@ SAME_INPUT = (
     ("ffn_gate_exps", "ffn_up_exps"),
     ("ffn_gate", "ffn_up"),
 )
-# An expert that saw as many tokens as its moments have this many times columns believes them as much as its layer's.
+# An expert that saw this many tokens per column believes its own moments as much as its layer's.
 SHRINKAGE = {"ffn_down_exps": 1.0, "ffn_gate_exps": 2.5}
 # Where moments of a layer's gates for each expert would take more bytes, all experts have the router's.
 MOST_GATES = 1 << 30
@@ -45,6 +45,12 @@ def observed_as(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
             found = (f"{prefix}.{other}.weight" for other in group)
             return next(other for other in found if other in shapes)
     return name
+
+
+def _observed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """What has to be observed for the moments of a tensor: its inputs, and what they are shrunk to."""
+    observed = observed_as(name, shapes)
+    return {observed, observed_as(observed.replace("ffn_gate_exps", "ffn_gate_inp"), shapes)}
 
 
 class Moments:
@@ -72,13 +78,13 @@ class Moments:
 
     def tokens(self, name: str) -> np.ndarray:
         """How many inputs each of a tensor's matrices saw: float64 ``[n_mat]``."""
-        return next(counts for seen, _, counts in self._observer.entries() if seen == name).astype(np.float64)
+        return self.entries()[name][1].astype(np.float64)
 
     def _means(self, name: str) -> np.ndarray | None:
         """float64 ``[n_mat, cols, cols]``.
 
-        Experts' own means are shrunk to that of the layer, the more the fewer tokens they saw: for gates that of
-        what the router takes in, for down that of all experts.
+        Experts' own means are shrunk to that of the layer, the more the fewer tokens they saw: for gates that
+        of what the router takes in, for down that of all experts.
         """
         found = self._observer.moments(name)
         if found is None:
@@ -96,16 +102,27 @@ class Moments:
         return (sums + shrinkage * layer) / (tokens + shrinkage)[:, None, None]
 
 
-def layers(model: Model, ids: np.ndarray) -> Iterator[tuple[str, Moments]]:
+def layers(
+    model: Model,
+    ids: np.ndarray,
+    *,
+    done: Collection[str] = (),
+    stage: str = "feedback",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Iterator[tuple[str, Moments]]:
     """Passes windows through the model one layer at a time.
 
     Args:
         model: best the unquantized source, loaded with ``activations="f32"``.
         ids: token ids ``[n_windows, n_ctx]``.
+        done: names of tensors that need none; windows pass through their layers all the same, up to the last
+            layer that has others.
+        stage: what the pass is called.
+        progress: called with (stage, windows times layers done, in total).
 
     Yields:
-        What the names of a layer's tensors start with (``blk.3.``), and their moments; last that of the
-        head, whose names start with ``output``.
+        What the names of a layer's tensors start with (``blk.3.``), and their moments, unless all of them are
+        ``done``; last that of the head, whose names start with ``output``.
     """
     decoder = model.decoder
     shapes = {name: tuple(tensor.shape) for name, tensor in model.source.items()}
@@ -115,17 +132,24 @@ def layers(model: Model, ids: np.ndarray) -> Iterator[tuple[str, Moments]]:
         segments = [Segment(window, model.new_cache(), len(window)) for window in group]
         return Batch(segments, activations=model.activations, observer=observer)
 
-    def observer(prefix: str) -> Observer:
-        return Observer(sorted({observed_as(name, shapes) for name in shapes if name.startswith(prefix)}))
+    def wanted(prefix: str) -> list[str]:
+        return sorted(name for name in shapes if name.startswith(prefix) and name not in done)
 
-    hidden = [batch(group).embed(decoder.head) for group in groups]
-    for i, layer in enumerate(decoder.layers):
-        prefix = f"blk.{i}."
-        seen = observer(prefix)
+    stages = [*(f"blk.{i}." for i in range(len(decoder.layers))), "output"]
+    while stages and not wanted(stages[-1]):
+        stages.pop()
+    hidden = [batch(group).embed(decoder.head) for group in groups] if stages else []
+    passed = 0
+    for i, prefix in enumerate(stages):
+        # With no observer at all attention would take its other form, whose last bits differ.
+        seen = Observer(sorted({name for tensor in wanted(prefix) for name in _observed(tensor, shapes)}))
         for x, group in zip(hidden, groups, strict=True):
-            layer(x, batch(group, seen))
-        yield prefix, Moments(seen, shapes)
-    seen = observer("output")
-    for x, group in zip(hidden, groups, strict=True):
-        batch(group, seen).logits(x, decoder.head)
-    yield "output", Moments(seen, shapes)
+            if prefix == "output":
+                batch(group, seen).logits(x, decoder.head)
+            else:
+                decoder.layers[i](x, batch(group, seen))
+            passed += len(group)
+            if progress:
+                progress(stage, passed, len(ids) * len(stages))
+        if wanted(prefix):
+            yield prefix, Moments(seen, shapes)

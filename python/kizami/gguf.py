@@ -84,6 +84,7 @@ class GGUF(Mapping[str, _core.Tensor]):
         path: where it is.
         metadata: dict of key to Python value.
         typed_metadata: list of (key, type, value), as it would be written again.
+        paths: the file, or those of the set.
 
     Raises:
         InputOutputError: the file is missing or unreadable.
@@ -110,6 +111,7 @@ class GGUF(Mapping[str, _core.Tensor]):
             raise FormatError(f"{self.path}: {error}") from None
         self.typed_metadata: TypedMetadata = list(self._file.metadata)
         self.metadata: dict[str, object] = {key: value for key, _, value in self.typed_metadata}
+        self.paths = [Path(path) for path in self._file.paths]
         self._names, self._scales = _with_scales(self._file.tensors)
 
     def __getitem__(self, name: str) -> _core.Tensor:

@@ -11,6 +11,8 @@ optionally i32 last chunk, i32 length and name of the data set. It has no counts
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import struct
 from dataclasses import dataclass, field
@@ -95,6 +97,17 @@ class Imatrix:
             raise
         except OSError as error:
             raise InputOutputError(f"{path}: {error.strerror or error}") from None
+
+    def sha256(self) -> str:
+        """Hash of all that is in it, as hexadecimal digits; the same for both forms of file."""
+        head = [self.chunks, self.chunk_size, list(self.datasets)]
+        found = hashlib.sha256(json.dumps(head).encode())
+        for name in sorted(self.entries):
+            sums, counts = (np.ascontiguousarray(part, "<f4") for part in self.entries[name])
+            found.update(f"\n{name} {sums.size} {counts.size}\n".encode())
+            found.update(sums)
+            found.update(counts)
+        return found.hexdigest()
 
     def weights(self, name: str, n_mat: int, cols: int) -> np.ndarray | None:
         """Mean squares of a tensor's input channels, what the quantizer weighs its errors with.

@@ -10,16 +10,17 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kizami import _core
 from kizami.errors import FormatError, InputOutputError, UsageError
 from kizami.formats import TYPES, fitting, nbytes, parse_type, quantizable
-from kizami.gguf import scale_name
+from kizami.gguf import TypedMetadata, scale_name
 from kizami.imatrix import Imatrix
 from kizami.presets import PRESETS
+from kizami.provenance import PREFIX, provenance
 from kizami.rules import Rules
 
 FORMAT = "kizami-plan"
@@ -38,11 +39,12 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """A type for every tensor, and what the file will be."""
+    """A type for every tensor, and what the file will be; relative errors by tensor, where measured."""
 
     tensors: list[PlannedTensor]
     file_bytes: int
     predicted_kld: float | None = None
+    errors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tensor_bytes(self) -> int:
@@ -73,6 +75,12 @@ class Plan:
                 for t in self.tensors
             ],
         }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
+        """What ``dataclasses.asdict`` took apart, after a journey through JSON."""
+        tensors = [PlannedTensor(**{**t, "shape": tuple(t["shape"])}) for t in fields["tensors"]]
+        return cls(**{**fields, "tensors": tensors})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON, one tensor a line, for people to read and edit.
@@ -212,9 +220,15 @@ def uniform_plan(
 
 
 def output_metadata(
-    source: Any, types: Mapping[str, str], imatrix: Imatrix | None = None
-) -> list[tuple[str, str, Any]]:
-    """The metadata of a file quantized from ``source``: the source's, with what describes the encoding."""
+    source: Any,
+    types: Mapping[str, str],
+    imatrix: Imatrix | None = None,
+    calibration: str | None = None,
+) -> TypedMetadata:
+    """The metadata of a file quantized from ``source``: the source's, with what describes the encoding.
+
+    ``calibration`` is the hash of the text for error feedback (:mod:`kizami.provenance`).
+    """
     weights: dict[str, int] = {}
     for name, type_name in types.items():
         weights[type_name] = weights.get(type_name, 0) + math.prod(source[name].shape)
@@ -230,12 +244,17 @@ def output_metadata(
     kept = [
         (k, t, v)
         for k, t, v in source.typed_metadata
-        if k not in own and not k.startswith(("quantize.", "split."))
+        if k not in own and not k.startswith(("quantize.", "split.", PREFIX))
     ]
-    return kept + [(key, *value) for key, value in own.items()]
+    return [*kept, *((key, *value) for key, value in own.items()), *provenance(imatrix, calibration)]
 
 
-def file_bytes(source: Any, tensors: list[PlannedTensor], imatrix: Imatrix | None = None) -> int:
+def file_bytes(
+    source: Any,
+    tensors: list[PlannedTensor],
+    imatrix: Imatrix | None = None,
+    calibration: str | None = None,
+) -> int:
     """Bytes of the file a plan makes, header and padding included."""
-    metadata = output_metadata(source, {t.name: t.type for t in tensors}, imatrix)
+    metadata = output_metadata(source, {t.name: t.type for t in tensors}, imatrix, calibration)
     return _core.GgufWriter.size(metadata, file_layout(tensors))

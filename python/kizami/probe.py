@@ -1,8 +1,9 @@
 """Probes: what an error in one part of a model does to its output, measured on the model itself.
 
-The tensors of one class in one layer are rounded plainly to a coarse type, all others stay as they are, and the
-KL divergence to the untouched model tells their sensitivity: KLD per unit of their layers' output error. Worth it
-where the model is small enough to be run some dozen times. Knows how to run and compare; neither plans nor files.
+The tensors of one class in one layer are rounded plainly to a coarse type, all others stay as they are,
+and the KL divergence to the untouched model tells their sensitivity: KLD per unit of their layers' output
+error. Worth it where the model is small enough to be run some dozen times. Knows how to run and compare;
+neither plans nor files.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from kizami.formats import fitting
 from kizami.imatrix import Imatrix
 from kizami.sensitivity import class_of, sensitivities
 
-# Weights of the largest model that is probed unless somebody asks for it.
+# Weights of the largest model that is probed.
 MOST_WEIGHTS = 1 << 30
 # Windows of the calibration text that a probe runs on.
 WINDOWS = 16
@@ -66,11 +67,14 @@ def probe(
         progress: called with (stage, probes done, in total).
 
     Returns:
-        By tensor; those measured are drawn to the shipped priors, the more the less certain they are.
+        By tensor, drawn to the shipped priors, the more the less certain they are; nothing for a model of
+        more than ``MOST_WEIGHTS`` weights.
     """
+    if sum(math.prod(tensor.shape) for tensor in model.source.values()) > MOST_WEIGHTS:
+        return {}
     groups: dict[tuple[str, int], list[str]] = {}
     for name in errors:
-        layer = name.split(".")[1] if name.startswith("blk.") else name
+        layer, _, _ = name.removeprefix("blk.").partition(".")
         groups.setdefault((layer, class_of(name)), []).append(name)
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), WINDOWS)).round().astype(int))]
     reference = [log_softmax(logits) for logits in scored_logits(model, ids)]

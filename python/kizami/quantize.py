@@ -1,51 +1,48 @@
 """From a model to a GGUF of the size asked for: calibrate, plan, encode, write.
 
 Each step is a file and a command of its own; this does them all. The output appears under its name
-only when it is whole: everything goes to a partial file beside it first.
+only when it is whole, and an interrupted job is gone on with: see job.py.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from kizami import _core, feedback
-from kizami.allocation import make_plan
 from kizami.calibrate import calibrate, calibration_windows
 from kizami.checkpoint import open_source
 from kizami.engine import from_source
-from kizami.errors import FormatError, InputOutputError, UsageError
+from kizami.errors import FormatError, UsageError
 from kizami.feedback import Moments
 from kizami.formats import TYPES
 from kizami.gguf import scale_name
 from kizami.imatrix import Imatrix
+from kizami.job import Job
 from kizami.outputs import check_output
-from kizami.plan import (
-    Plan,
-    PlannedTensor,
-    file_bytes,
-    file_layout,
-    load_types,
-    output_metadata,
-    plan_from_types,
-    uniform_plan,
-)
-from kizami.presets import preset_bpw
-from kizami.rules import Rules
+from kizami.plan import Plan, PlannedTensor, file_layout, output_metadata
+from kizami.probe import probe
+from kizami.recipe import Request
+from kizami.recipe import read_text as read_text
+from kizami.report import check_report, save_report
+from kizami.shards import Shard, shards
+from kizami.survey import TYPICAL, Survey, survey
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, or would be with ``dry_run``."""
+    """What was written, or would be with ``dry_run``; ``path`` is the first of ``paths``."""
 
     path: str
     bytes: int
@@ -54,25 +51,11 @@ class Report:
     predicted_kld: float | None
     seconds: float
     peak_rss: int | None
+    paths: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary, for JSON."""
         return asdict(self)
-
-
-def read_text(path: str | os.PathLike[str]) -> str:
-    """A text file in UTF-8.
-
-    Raises:
-        InputOutputError: it cannot be read.
-        FormatError: it is not text.
-    """
-    try:
-        return Path(path).read_bytes().decode("utf-8")
-    except OSError as error:
-        raise InputOutputError(f"{os.fspath(path)}: cannot read the text: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{os.fspath(path)}: byte {error.start}: found no UTF-8, expected a text") from None
 
 
 def peak_rss() -> int | None:
@@ -85,15 +68,23 @@ def peak_rss() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+class Writer(Protocol):
+    """Where the bytes of a tensor go."""
+
+    def write(self, name: str, data: np.ndarray) -> None:
+        """Takes all bytes of a tensor."""
+
+
 def write(
     source: Any,
     plan: Plan,
     out: str | os.PathLike[str],
-    imatrix: Imatrix | None,
+    imatrix: Imatrix | None = None,
     progress: Progress | None = None,
     layers: Iterable[tuple[str, Moments]] = (),
+    calibration: str | None = None,
 ) -> None:
-    """Encodes every tensor of ``source`` as planned and writes the file.
+    """Encodes every tensor of ``source`` as planned and writes the file, in one go.
 
     Args:
         source: an open model.
@@ -101,8 +92,42 @@ def write(
         out: the file to write.
         imatrix: importance of columns.
         progress: called with (stage, tensors done, tensors in total).
+        layers: as in :func:`encode`.
+        calibration: hash of the text that ``layers`` saw, for the file to name.
+
+    Raises:
+        FormatError: a weight is not finite, or the imatrix does not fit a tensor.
+        InputOutputError: the file cannot be written.
+    """
+    metadata = output_metadata(source, types_of(plan), imatrix, calibration)
+    writer = _core.GgufWriter(os.fspath(out), metadata, file_layout(plan.tensors))
+    try:
+        encode(source, plan, writer, imatrix, progress, layers)
+        writer.finish()
+    finally:
+        writer.abort()
+
+
+def encode(
+    source: Any,
+    plan: Plan,
+    writer: Writer,
+    imatrix: Imatrix | None = None,
+    progress: Progress | None = None,
+    layers: Iterable[tuple[str, Moments]] = (),
+    done: Collection[str] = (),
+) -> None:
+    """Encodes the tensors of ``source`` as planned, one at a time.
+
+    Args:
+        source: an open model.
+        plan: the type of each of its tensors.
+        writer: gets their bytes.
+        imatrix: importance of columns.
+        progress: called with (stage, tensors done, tensors in total).
         layers: what :func:`kizami.feedback.layers` finds, for rounding with error feedback; in tensors of no
             layer, and in all without it, each weight is rounded by itself.
+        done: tensors that ``writer`` has already.
 
     Raises:
         FormatError: a weight is not finite, or the imatrix does not fit a tensor.
@@ -110,10 +135,7 @@ def write(
     """
     if imatrix is not None and not any(t.name in imatrix.entries for t in plan.tensors):
         raise FormatError("imatrix: found no entry for any tensor of the model, expected one of this model")
-    types = {t.name: t.type for t in plan.tensors}
-    metadata = output_metadata(source, types, imatrix)
-    writer = _core.GgufWriter(os.fspath(out), metadata, file_layout(plan.tensors))
-    left = {t.name: t for t in plan.tensors}
+    left = {t.name: t for t in plan.tensors if not {t.name, *scales_of(t)} <= set(done)}
 
     def put(planned: PlannedTensor, moments: Moments | None) -> None:
         tensor = source[planned.name]
@@ -123,15 +145,21 @@ def write(
         if progress:
             progress("encode", len(plan.tensors) - len(left), len(plan.tensors))
 
-    try:
-        for prefix, moments in layers:
-            for name in [name for name in left if name.startswith(prefix)]:
-                put(left.pop(name), moments)
-        for name in list(left):
-            put(left.pop(name), None)
-        writer.finish()
-    finally:
-        writer.abort()
+    for prefix, moments in layers:
+        for name in [name for name in left if name.startswith(prefix)]:
+            put(left.pop(name), moments)
+    for name in list(left):
+        put(left.pop(name), None)
+
+
+def types_of(plan: Plan) -> dict[str, str]:
+    """The type of each tensor."""
+    return {t.name: t.type for t in plan.tensors}
+
+
+def scales_of(planned: PlannedTensor) -> list[str]:
+    """Name of the tensor that a tensor's scales are in, where they stay beside it."""
+    return [scale_name(planned.name)] if planned.scales else []
 
 
 def encoded(
@@ -174,17 +202,25 @@ def quantize(
     floors: Mapping[str, str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
     calibration: str | os.PathLike[str] | None = None,
+    ctx: int = 512,
     rounding: str | None = None,
+    split_size: int | None = None,
+    resume: bool = False,
+    force: bool = False,
     dry_run: bool = False,
+    report: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Quantizes a model to a GGUF file that stock llama.cpp loads.
 
+    The work may be interrupted at any moment, by whatever: what is finished stays beside ``out``, and
+    ``resume`` goes on from there, to the same bytes (:mod:`kizami.job`).
+
     Args:
         src: a checkpoint directory as published, or a GGUF.
-        out: the file to write.
+        out: the file to write; with ``split_size``, what the files are named after.
         bpw: budget in bits per weight over all tensors, or
-        size: budget in bytes of the whole file, or
+        size: budget in bytes of the whole file, or of all files together, or
         type: one type for all tensors that may lose bits (``Q4_K``; ``F32``, ``F16``, ``BF16`` export), or
         preset: budget as a name of llama.cpp's (``Q4_K_M``): the bits per weight of its file, or
         plan: a plan file to replay.
@@ -192,66 +228,120 @@ def quantize(
         floors: pattern of tensor names to type: these tensors get none coarser.
         imatrix: importance of columns, from ``kizami imatrix`` or llama-imatrix, or
         calibration: a text to measure it on.
+        ctx: tokens of the text that are run together.
         rounding: ``"feedback"`` lets every weight make up for the errors of those before it, as far as
             their inputs go together on the calibration text (:mod:`kizami.feedback`); ``"plain"`` rounds
             each by itself. Feedback where there is a text, if not given.
-        dry_run: plan only; nothing is written.
+        split_size: most bytes of one file; there are as many as it takes.
+        resume: go on with an unfinished job on ``out``, if there is one.
+        force: discard an unfinished job on ``out``, if there is one.
+        dry_run: plan only; nothing is written but the report.
+        report: a file for the report, ``.json`` or ``.html``.
         progress: called with (stage, done, total).
 
     Raises:
         UsageError: options that do not go together, or a budget below the smallest possible.
+        ResumeError: an unfinished job is in the way, or of another recipe, or running.
         FormatError: an input is damaged.
-        InputOutputError: a file cannot be read or written.
+        InputOutputError: a file cannot be read or written, or the disk is too small.
     """
     start = time.perf_counter()
-    if sum(option is not None for option in (bpw, size, type, preset, plan)) != 1:
-        raise UsageError("budget: expected exactly one of bpw, size, type, preset and plan")
-    if plan is not None and (pins or floors):
-        raise UsageError("pins and floors: found beside a plan", hint="edit the types in the plan itself")
-    if imatrix is not None and calibration is not None:
-        raise UsageError("importance: found an imatrix and a calibration text, expected at most one")
-    if rounding not in (None, "plain", "feedback"):
-        raise UsageError(f"rounding: found {rounding!r}, expected 'plain' or 'feedback'")
-    if rounding == "feedback" and calibration is None:
-        raise UsageError("rounding: found 'feedback' without a calibration text, expected one")
+    inputs = (src, plan, imatrix, calibration)
+    request = Request.read(
+        bpw, size, type, preset, plan, pins, floors, imatrix, calibration, ctx, rounding, split_size
+    )
+    if resume and force:
+        raise UsageError("unfinished job: found both resume and force, expected at most one")
     out = Path(out)
-    check_output(out, src, plan, imatrix, calibration)
+    check_output(out, *inputs)
+    if report is not None:
+        check_report(report)
+        check_output(report, out, *inputs)
     source = open_source(Path(src))
     if "general.architecture" not in source.metadata:
         kind = source.metadata.get("general.type", "unknown")
         raise FormatError(
             f"{os.fspath(src)}: general.architecture: missing, expected a model; the file's type is {kind}"
         )
-    # Before anything is measured.
-    shapes = {name: tuple(tensor.shape) for name, tensor in source.items()}
-    Rules(shapes, pins, floors)
-    if preset is not None:
-        bpw = preset_bpw(preset, shapes)
-    importance = None
-    layers: Iterable[tuple[str, Moments]] = ()
-    if imatrix is not None:
-        importance = Imatrix.read(imatrix)
-    elif calibration is not None:
-        model, text = from_source(source, activations="f32"), read_text(calibration)
-        importance = calibrate(model, text, dataset=Path(calibration).name, progress=progress)
-        if rounding != "plain":
-            layers = feedback.layers(model, calibration_windows(model, text))
-    if type is not None:
-        planned = uniform_plan(source, type, pins=pins, floors=floors)
-    elif plan is not None:
-        planned = plan_from_types(source, load_types(plan), os.fspath(plan))
+    request.check(source)  # before anything is measured
+    if dry_run:
+        planned, files = _run(request, source, out, None, progress)
     else:
-        planned = make_plan(
-            source, bpw=bpw, size=size, imatrix=importance, pins=pins, floors=floors, progress=progress
-        )
-    if not dry_run:
-        write(source, planned, out, importance, progress, layers)
-    return Report(
-        path=os.fspath(out),
-        bytes=file_bytes(source, planned.tensors, importance) if dry_run else out.stat().st_size,
+        with Job(out, request.recipe(source), resume=resume, force=force) as job:
+            job.check_space(request.needs(source))
+            planned, files = _run(request, source, out, job, progress)
+            job.finish(request.recipe(source))
+    result = Report(
+        path=os.fspath(files[0].path),
+        bytes=sum(file.size for file in files),
         bpw=planned.bpw,
-        tensors=[{"name": t.name, "type": t.type, "bytes": t.bytes} for t in planned.tensors],
+        tensors=[
+            {
+                "name": t.name,
+                "type": t.type,
+                "bytes": t.bytes,
+                "bpw": 8 * t.bytes / math.prod(t.shape),
+                "error": planned.errors.get(t.name),
+            }
+            for t in planned.tensors
+        ],
         predicted_kld=planned.predicted_kld,
         seconds=time.perf_counter() - start,
         peak_rss=peak_rss(),
+        paths=[os.fspath(file.path) for file in files],
     )
+    if report is not None:
+        save_report(result.to_dict(), report)
+    return result
+
+
+def _run(
+    request: Request, source: Any, out: Path, job: Job | None, progress: Progress | None
+) -> tuple[Plan, list[Shard]]:
+    """The plan and the layout of the output; with a job its tensors are written, too.
+
+    What the first pass over the text finds, a job remembers: the imatrix in a file, the rest as the plan.
+    """
+    model = cache(lambda: from_source(source, activations="f32"))
+    windows = cache(lambda: calibration_windows(model(), request.text or "", request.n_ctx))
+    fed = request.rounded_on() is not None
+    planned = request.fixed(source)
+
+    @cache
+    def surveyed() -> Survey:
+        found = Imatrix(chunks=len(windows()), chunk_size=windows().shape[1], datasets=[request.dataset])
+        layers = feedback.layers(model(), windows(), stage="survey", progress=progress)
+        return survey(source, layers, found)
+
+    importance = request.imatrix
+    if request.text is not None and not (fed and planned is not None):
+        # Rounding with feedback takes moments, in the second pass; a plan that stands needs no first one.
+
+        def measure() -> Imatrix:
+            if fed:
+                return surveyed().imatrix
+            text, n_ctx = request.text or "", request.n_ctx
+            return calibrate(model(), text, n_ctx=n_ctx, dataset=request.dataset, progress=progress)
+
+        importance = job.imatrix(measure) if job else measure()
+    if planned is None:
+
+        def choose() -> dict[str, Any]:
+            if not fed:
+                return asdict(request.choose(source, importance, progress=progress))
+            found = surveyed()
+            sensitivities = probe(model(), windows(), TYPICAL, found.plain, importance, progress)
+            return asdict(request.choose(source, importance, found.distortions, sensitivities, progress))
+
+        planned = Plan.from_dict(job.remembered("plan", choose) if job else choose())
+    metadata = output_metadata(source, types_of(planned), importance, request.rounded_on())
+    files = shards(out, metadata, file_layout(planned.tensors), request.split_size)
+    if job is not None:
+        for file in files:
+            check_output(file.path, *source.paths)
+        job.lay_out(files, progress)
+        layers: Iterable[tuple[str, Moments]] = ()
+        if fed:
+            layers = feedback.layers(model(), windows(), done=job.done, progress=progress)
+        encode(source, planned, job, importance, progress, layers, job.done)
+    return planned, files

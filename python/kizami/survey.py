@@ -1,13 +1,13 @@
 """The first pass over the calibration text: what each type would cost each tensor, before a plan is made.
 
 All windows pass through one layer at a time (:func:`kizami.feedback.layers`). From a layer's moments follow
-its part of the imatrix and, on sampled rows, what the final rounding would do to the layer's outputs in every type.
-Knows how to measure; neither budgets nor files.
+its part of the imatrix and, on sampled rows, what the final rounding would do to the layer's outputs in
+every type. Knows how to measure; neither budgets nor files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ class Survey:
     Attributes:
         imatrix: importance of columns.
         distortions: with the final rounding, relative to the mean square of the layer's outputs.
-        plain: the same of each tensor in ``TYPICAL`` (or what stands in for it), every weight rounded by itself.
+        plain: the same of each tensor in ``TYPICAL``, or what stands in for it, with plain rounding.
     """
 
     imatrix: Imatrix
@@ -43,15 +43,13 @@ def survey(
     source: Mapping[str, _core.Tensor],
     layers: Iterable[tuple[str, Moments]],
     imatrix: Imatrix,
-    progress: Callable[[str, int, int], None] | None = None,
 ) -> Survey:
     """Measures all tensors that may lose bits.
 
     Args:
         source: an open model.
-        layers: what :func:`kizami.feedback.layers` finds.
+        layers: what :func:`kizami.feedback.layers` finds, which also reports progress.
         imatrix: says what text it will be of; its entries are filled here.
-        progress: called with (stage, tensors done, tensors in total).
 
     Raises:
         FormatError: a weight is not finite, or moments are not.
@@ -61,10 +59,6 @@ def survey(
     errors: dict[str, dict[str, float]] = {}
     plain: dict[str, float] = {}
 
-    def report() -> None:
-        if progress:
-            progress("survey", len(errors), len(names))
-
     for prefix, moments in layers:
         imatrix.entries.update(moments.entries())
         for name in [name for name in names if name.startswith(prefix)]:
@@ -73,11 +67,9 @@ def survey(
             sample = Sample(source[name], name, moments)
             errors[name] = {t: sample.error(t) for t in candidates(shapes[name])}
             plain[name] = sample.error(fitting(TYPICAL, shapes[name]), feedback=False)
-            report()
     for name in [name for name in names if name not in errors]:
         errors[name] = {t: relative_error(source[name], t, name, imatrix) for t in candidates(shapes[name])}
         plain[name] = relative_error(source[name], fitting(TYPICAL, shapes[name]), name, imatrix)
-        report()
     return Survey(imatrix, Distortions(errors), plain)
 
 
@@ -101,10 +93,9 @@ class Sample:
             self._parts.append((sampled, curvature, float(tokens[index % len(tokens)])))
 
     def error(self, type_name: str, feedback: bool = True) -> float:
-        """Mean square of what a type does to the outputs over that of the outputs, both of the sampled rows."""
+        """Mean square of what a type does to the outputs over that of the outputs, of the sampled rows."""
         output = wrong = 0.0
         for weights, curvature, tokens in self._parts:
             sums = weights.output_error(type_name, curvature, feedback)
             output, wrong = output + tokens * sums[0], wrong + tokens * sums[1]
         return wrong / output if output > 0 else 0.0
-

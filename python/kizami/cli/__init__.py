@@ -34,7 +34,8 @@ def cli() -> None:
     """Turn a DeepSeek-class checkpoint into the best GGUF of the size you ask for, and run it on a CPU.
 
     MODEL is a GGUF file or a Hugging Face directory with safetensors. Answers and tables go to stdout,
-    everything else to stderr. Exit codes: 2 wrong usage, 65 bad data, 74 input or output failed, 130 Ctrl-C.
+    everything else to stderr. Exit codes: 2 wrong usage, 65 bad data, 74 input or output failed, 75 go on
+    with --resume, 130 Ctrl-C.
 
     \b
     Examples:

@@ -246,8 +246,8 @@ def note(text: str) -> None:
 class Progress:
     """Draws what a long function reports: `with Progress() as progress: f(progress=progress)`.
 
-    Called with (stage, done, total). On a terminal a bar per stage with the time that is left, drawn at most
-    ten times a second; elsewhere one line when a stage is complete.
+    Called with (stage, done, total); stages may take turns. On a terminal a bar per stage with the time that
+    is left, drawn at most ten times a second; elsewhere one line when a stage is complete.
     """
 
     def __init__(self) -> None:
@@ -262,8 +262,7 @@ class Progress:
                 TimeRemainingColumn(),
             )
             self._bars = Bars(*columns, console=Console(stderr=True))
-        self._tasks: dict[str, Any] = {}
-        self._running = ""
+        self._running: dict[str, Any] = {}
         self._began = time.perf_counter()
 
     def __enter__(self) -> Progress:
@@ -277,14 +276,14 @@ class Progress:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if self._bars:
-            if stage != self._running:
-                self._tasks[stage] = self._bars.add_task(stage, total=total)
-            self._bars.update(self._tasks[stage], completed=done, total=total)
+            if stage not in self._running:
+                self._running[stage] = self._bars.add_task(stage, total=total)
+            self._bars.update(self._running[stage], completed=done, total=total)
         elif done == total:
             note(f"{stage}: {total} of {total} in {time.perf_counter() - self._began:.1f} s")
             self._began = time.perf_counter()
-        # A stage may come twice (two files are written): it is done when its total is reached.
-        self._running = "" if done == total else stage
+        if done == total:
+            self._running.pop(stage, None)  # a stage may come twice: two files are written
 
 
 def read_prompt(data: bytes, origin: str) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import shlex
+import sys
 
 import click
 
 from kizami.checkpoint import open_source
+from kizami.errors import Stopped
+from kizami.job import resumable
 from kizami.quantize import Report
 from kizami.quantize import quantize as quantize_file
 
@@ -15,7 +19,9 @@ from .options import (
     FILE,
     MODEL,
     OUTPUT,
+    SIZE,
     bpw_option,
+    context_option,
     exactly_one,
     floor_option,
     imatrix_option,
@@ -40,12 +46,24 @@ from .options import (
 @pin_option
 @floor_option
 @imatrix_option
-@click.option("--calibration", type=FILE, metavar="TEXT", help="Text to measure the importance matrix on.")
+@click.option("--calibration", type=FILE, metavar="TEXT", help="Text to measure importance and moments on.")
+@context_option(512, "Tokens of the text that are run together.")
 @click.option(
     "--rounding",
     type=click.Choice(["feedback", "plain"]),
     help="feedback: every weight makes up for the errors of those before it, as the calibration text allows. "
     "[default: feedback where there is a text]",
+)
+@click.option(
+    "--split-size",
+    metavar="SIZE",
+    type=SIZE,
+    help="Write a split set, OUT-00001-of-00003.gguf, of files up to SIZE.",
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted job on OUT.gguf, to the same bytes.")
+@click.option("--force", is_flag=True, help="Discard an interrupted job on OUT.gguf and start again.")
+@click.option(
+    "--report", type=OUTPUT, metavar="PATH", help="Write a report: a page if PATH ends in .html, or .json."
 )
 @click.option("--dry-run", is_flag=True, help="Print types and size, by tensor with --json; write nothing.")
 @threads_option
@@ -62,14 +80,20 @@ def quantize(
     floors: dict[str, str],
     imatrix: str | None,
     calibration: str | None,
+    ctx: int,
     rounding: str | None,
+    split_size: int | None,
+    resume: bool,
+    force: bool,
+    report: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Write SRC as a GGUF with a type per tensor that fits a budget, or with one type.
 
     SRC is a Hugging Face directory or a GGUF. Exactly one of --bpw, --size, --preset, --type and --plan says
-    what is wanted; F32, F16 and BF16 are types too. OUT.gguf appears only when it is complete.
+    what is wanted; F32, F16 and BF16 are types too. OUT.gguf appears only when it is complete; what is
+    finished until then survives an interrupt or a crash in OUT.gguf.kizami-* beside it, and --resume goes on.
 
     \b
     Examples:
@@ -78,31 +102,51 @@ def quantize(
       kizami quantize DeepSeek-V3/ v3.gguf --preset Q4_K_M --pin 'attn_.*=Q8_0' --imatrix imatrix.gguf
       kizami quantize v3-bf16.gguf v3-q4.gguf --type Q4_K
       kizami quantize DeepSeek-V3/ v3.gguf --plan plan.json --dry-run --json
+      kizami quantize DeepSeek-V3/ v3.gguf --size 131GB --calibration text.txt --split-size 48GB --resume
     """
     exactly_one(bpw=bpw, size=size, preset=preset, type=type_name, plan=plan)
     if imatrix and calibration:
         raise click.UsageError("expected at most one of --imatrix and --calibration, found both")
-    with output.Progress() as progress:
-        report = quantize_file(
-            src,
-            out,
-            bpw=bpw,
-            size=size,
-            type=type_name,
-            preset=preset,
-            plan=plan,
-            pins=pins,
-            floors=floors,
-            imatrix=imatrix,
-            calibration=calibration,
-            rounding=rounding,
-            dry_run=dry_run,
-            progress=progress,
-        )
+    try:
+        with output.Progress() as progress:
+            result = quantize_file(
+                src,
+                out,
+                bpw=bpw,
+                size=size,
+                type=type_name,
+                preset=preset,
+                plan=plan,
+                pins=pins,
+                floors=floors,
+                imatrix=imatrix,
+                calibration=calibration,
+                ctx=ctx,
+                rounding=rounding,
+                split_size=split_size,
+                resume=resume,
+                force=force,
+                dry_run=dry_run,
+                report=report,
+                progress=progress,
+            )
+    except (KeyboardInterrupt, SystemExit):
+        if dry_run or not resumable(out):
+            raise
+        raise Stopped(
+            f"{out}: interrupted; what is finished is kept", hint=f"go on: {_resume_command()}"
+        ) from None
     if as_json:
-        output.emit(report.to_dict())
+        output.emit(result.to_dict())
     else:
-        _print(report, src, dry_run)
+        _print(result, src, dry_run)
+
+
+def _resume_command() -> str:
+    """What was typed, with --resume."""
+    root = click.get_current_context().find_root().info_name or "kizami"
+    typed = [word for word in sys.argv[1:] if word not in ("--resume", "--force")]
+    return shlex.join([root, *typed, "--resume"])
 
 
 def _print(report: Report, src: str, dry_run: bool) -> None:
@@ -114,6 +158,7 @@ def _print(report: Report, src: str, dry_run: bool) -> None:
     output.histogram(t[1:] for t in tensors)
     output.line()
     outcome = output.outcome(report.bytes, report.bpw, report.predicted_kld)
-    output.line(f"{report.path} {'would be' if dry_run else 'is'} {outcome}")
+    files = f", {len(report.paths)} files" if len(report.paths) > 1 else ""
+    output.line(f"{report.path} {'would be' if dry_run else 'is'} {outcome}{files}")
     peak = f", peak memory {output.size(report.peak_rss)}" if report.peak_rss else ""
     output.note(f"{report.seconds:.1f} s{peak}")

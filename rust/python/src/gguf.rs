@@ -7,11 +7,14 @@ use kizami_kernels::Type;
 use numpy::PyReadonlyArray1;
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// `(key, type, value)`.
 type Entry<'py> = (String, String, Bound<'py, PyAny>);
+/// `(name, offset, bytes)` of a tensor in its file.
+type Placed = (String, u64, u64);
 /// `(name, type, shape)` with rows before columns.
 type Planned = (String, String, Vec<u64>);
 
@@ -78,6 +81,12 @@ impl GgufFile {
         self.file.size()
     }
 
+    /// The files of a split set; one for a file that is not split.
+    #[getter]
+    fn paths(&self) -> Vec<PathBuf> {
+        self.file.shards().iter().map(|(path, _)| path.clone()).collect()
+    }
+
     #[pyo3(signature = (name, scale=None))]
     fn tensor(&self, name: &str, scale: Option<&str>) -> PyResult<Tensor> {
         Tensor::from_file(self.file.clone(), name, scale)?
@@ -129,6 +138,19 @@ impl GgufWriter {
     fn size(metadata: Vec<Entry<'_>>, tensors: Vec<Planned>) -> PyResult<u64> {
         let layout = Layout::new(&values(metadata)?, &layout_of(tensors)?);
         layout.map(|l| l.size()).map_err(|kind| error::format(kind.to_string()))
+    }
+
+    /// The header's bytes, name, offset and length of every tensor, and the size of the file.
+    #[staticmethod]
+    fn layout<'py>(
+        py: Python<'py>,
+        metadata: Vec<Entry<'_>>,
+        tensors: Vec<Planned>,
+    ) -> PyResult<(Bound<'py, PyBytes>, Vec<Placed>, u64)> {
+        let layout = Layout::new(&values(metadata)?, &layout_of(tensors)?)
+            .map_err(|kind| error::format(kind.to_string()))?;
+        let placed = layout.tensors().iter().map(|t| (t.name.clone(), t.offset, t.nbytes)).collect();
+        Ok((PyBytes::new(py, layout.bytes()), placed, layout.size()))
     }
 
     fn write(&self, py: Python<'_>, name: &str, data: PyReadonlyArray1<'_, u8>) -> PyResult<()> {
