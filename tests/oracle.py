@@ -1,4 +1,4 @@
-"""What the gguf package, the oracle of block layouts, knows (a little less than llama.cpp); when weights agree."""
+"""What the gguf package, the oracle of block layouts, knows (less than llama.cpp); when weights are equal."""
 
 from __future__ import annotations
 
