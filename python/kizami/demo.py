@@ -20,10 +20,10 @@ from kizami.engine import from_source, load
 from kizami.evaluate import score, windows
 from kizami.imatrix import Imatrix
 from kizami.plan import uniform_plan
-from kizami.probe import probe
+from kizami.probe import probe, windows_apart
 from kizami.provenance import text_hash
 from kizami.quantize import read_text, write
-from kizami.survey import TYPICAL, survey
+from kizami.survey import survey
 
 EMBEDDED = Path(__file__).parent / "data" / "tiny-deepseek"
 UNIFORM = "IQ2_XXS"
@@ -69,8 +69,10 @@ def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> Demo
     source = reference.source
     text = read_text(EMBEDDED / "calibration.txt")
     ids = calibration_windows(reference, text, N_CTX, CALIBRATION_TOKENS)
-    imatrix = Imatrix(chunks=len(ids), chunk_size=N_CTX, datasets=["calibration.txt"])
-    found = survey(source, feedback.layers(reference, ids, stage="survey", progress=progress), imatrix)
+    seen, apart = windows_apart(reference, ids)
+    imatrix = Imatrix(chunks=len(seen), chunk_size=N_CTX, datasets=["calibration.txt"])
+    layers = feedback.layers(reference, seen, stage="survey", progress=progress)
+    found = survey(source, layers, imatrix, probed=True)
     uniform = uniform_plan(source, UNIFORM)
     uniform_path = folder / f"tiny-deepseek-{UNIFORM}.gguf"
     write(source, uniform, uniform_path, imatrix, progress)
@@ -79,7 +81,7 @@ def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> Demo
         size=uniform_path.stat().st_size,
         imatrix=imatrix,
         distortions=found.distortions,
-        sensitivities=probe(reference, ids, TYPICAL, found.plain, imatrix, progress),
+        sensitivities=probe(reference, apart, found.rounded, found.distortions, progress),
         calibration=text_hash(text),
     )
     dynamic_path = folder / "tiny-deepseek-dynamic.gguf"

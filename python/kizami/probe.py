@@ -1,9 +1,9 @@
 """Probes: what an error in one part of a model does to its output, measured on the model itself.
 
-The tensors of one class in one layer are rounded plainly to a coarse type, all others stay as they are,
-and the KL divergence to the untouched model tells their sensitivity: KLD per unit of their layers' output
-error. Worth it where the model is small enough to be run some dozen times. Knows how to run and compare;
-neither plans nor files.
+The tensors of one class in one layer are rounded to a coarse type as they finally will be, all others stay
+as they are, and the KL divergence to the untouched model tells their sensitivity: KLD per unit of their
+layers' output error. On text that their rounding has not seen, so what it over-fits counts. Worth it where
+the model is small enough to be run some dozen times. Knows how to run and compare; neither plans nor files.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from kizami import _core
+from kizami.distortion import Distortions
 from kizami.engine import Model, from_source
 from kizami.evaluate import log_softmax, scored_logits
-from kizami.formats import fitting
-from kizami.imatrix import Imatrix
 from kizami.sensitivity import class_of, sensitivities
 
 # Weights of the largest model that is probed.
@@ -48,41 +47,51 @@ class Replaced(Mapping[str, _core.Tensor]):
         return getattr(self._source, name)
 
 
+def windows_apart(model: Model, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Windows to calibrate on and windows to probe on, ``[n_windows, n_ctx]`` each.
+
+    None of the second kind where the model is too large for probes, or the text too short.
+    """
+    weights = sum(math.prod(tensor.shape) for tensor in model.source.values())
+    if weights > MOST_WEIGHTS or len(ids) < 4:
+        return ids, ids[:0]
+    apart = np.unique(np.linspace(0, len(ids) - 1, min(len(ids) // 4, WINDOWS)).round().astype(int))
+    return np.delete(ids, apart, axis=0), ids[apart]
+
+
 def probe(
     model: Model,
     ids: np.ndarray,
-    type_name: str,
-    errors: Mapping[str, float],
-    imatrix: Imatrix | None = None,
+    rounded: Mapping[str, _core.Tensor],
+    distortions: Distortions,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, float]:
     """Sensitivities of a model's tensors: predicted KLD per unit of relative output error.
 
     Args:
         model: the unquantized model, loaded with ``activations="f32"``.
-        ids: token ids ``[n_windows, n_ctx]``, of which some are run, evenly spread.
-        type_name: the type that tensors are rounded to (or what stands in for it).
-        errors: the relative output error that plain rounding to it makes in each tensor.
-        imatrix: importance of columns.
+        ids: token ids ``[n_windows, n_ctx]`` that rounding has not seen.
+        rounded: the tensors, each in one type of its own.
+        distortions: the relative output error of that, among others.
         progress: called with (stage, probes done, in total).
 
     Returns:
-        By tensor, drawn to the shipped priors, the more the less certain they are; nothing for a model of
-        more than ``MOST_WEIGHTS`` weights.
+        By tensor, drawn to the shipped priors, the more the less certain they are; nothing without windows.
     """
-    if sum(math.prod(tensor.shape) for tensor in model.source.values()) > MOST_WEIGHTS:
+    if not len(ids):
         return {}
+    errors = {name: distortions.errors[name][tensor.type] for name, tensor in rounded.items()}
     groups: dict[tuple[str, int], list[str]] = {}
     for name in errors:
         layer, _, _ = name.removeprefix("blk.").partition(".")
         groups.setdefault((layer, class_of(name)), []).append(name)
-    ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), WINDOWS)).round().astype(int))]
     reference = [log_softmax(logits) for logits in scored_logits(model, ids)]
     priors = sensitivities(errors)
     found: dict[str, float] = {}
     for done, names in enumerate(groups.values(), 1):
-        tensors = {name: _rounded(model.source[name], type_name, name, imatrix) for name in names}
-        probed = from_source(Replaced(model.source, tensors), activations="f32")
+        probed = from_source(
+            Replaced(model.source, {name: rounded[name] for name in names}), activations="f32"
+        )
         windows = []
         for p, logits in zip(reference, scored_logits(probed, ids), strict=True):
             q = log_softmax(logits)
@@ -103,11 +112,3 @@ def _posterior(windows: np.ndarray, error: float, prior: float) -> float:
     variance = windows.var(ddof=1) / len(windows) / kld**2 if len(windows) > 1 else 1.0
     trust = DOUBT**2 / (DOUBT**2 + variance)
     return math.exp(trust * math.log(kld / error) + (1 - trust) * math.log(prior))
-
-
-def _rounded(tensor: _core.Tensor, type_name: str, name: str, imatrix: Imatrix | None) -> _core.Tensor:
-    """A tensor in another type, every weight rounded by itself."""
-    shape = tuple(tensor.shape)
-    wanted = fitting(type_name, shape)
-    weights = imatrix.weights(name, shape[0] if len(shape) == 3 else 1, shape[-1]) if imatrix else None
-    return _core.Tensor(wanted, shape, [tensor.encode(wanted, weights)])

@@ -30,12 +30,12 @@ from kizami.imatrix import Imatrix
 from kizami.job import Job
 from kizami.outputs import check_output
 from kizami.plan import Plan, PlannedTensor, file_layout, output_metadata
-from kizami.probe import probe
+from kizami.probe import probe, windows_apart
 from kizami.recipe import Request
 from kizami.recipe import read_text as read_text
 from kizami.report import check_report, save_report
 from kizami.shards import Shard, shards
-from kizami.survey import TYPICAL, Survey, survey
+from kizami.survey import Survey, survey
 
 Progress = Callable[[str, int, int], None]
 
@@ -308,10 +308,11 @@ def _run(
     planned = request.fixed(source)
 
     @cache
-    def surveyed() -> Survey:
-        found = Imatrix(chunks=len(windows()), chunk_size=windows().shape[1], datasets=[request.dataset])
-        layers = feedback.layers(model(), windows(), stage="survey", progress=progress)
-        return survey(source, layers, found)
+    def surveyed() -> tuple[Survey, np.ndarray]:
+        ids, apart = windows_apart(model(), windows())
+        found = Imatrix(chunks=len(ids), chunk_size=request.n_ctx, datasets=[request.dataset])
+        layers = feedback.layers(model(), ids, stage="survey", progress=progress)
+        return survey(source, layers, found, probed=len(apart) > 0), apart
 
     importance = request.imatrix
     if request.text is not None and not (fed and planned is not None):
@@ -319,7 +320,7 @@ def _run(
 
         def measure() -> Imatrix:
             if fed:
-                return surveyed().imatrix
+                return surveyed()[0].imatrix
             text, n_ctx = request.text or "", request.n_ctx
             return calibrate(model(), text, n_ctx=n_ctx, dataset=request.dataset, progress=progress)
 
@@ -329,8 +330,8 @@ def _run(
         def choose() -> dict[str, Any]:
             if not fed:
                 return asdict(request.choose(source, importance, progress=progress))
-            found = surveyed()
-            sensitivities = probe(model(), windows(), TYPICAL, found.plain, importance, progress)
+            found, apart = surveyed()
+            sensitivities = probe(model(), apart, found.rounded, found.distortions, progress)
             return asdict(request.choose(source, importance, found.distortions, sensitivities, progress))
 
         planned = Plan.from_dict(job.remembered("plan", choose) if job else choose())

@@ -7,7 +7,7 @@ every type. Knows how to measure; neither budgets nor files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,18 +31,20 @@ class Survey:
     Attributes:
         imatrix: importance of columns.
         distortions: with the final rounding, relative to the mean square of the layer's outputs.
-        plain: the same of each tensor in ``TYPICAL``, or what stands in for it, with plain rounding.
+        rounded: tensors in ``TYPICAL``, or what stands in for it, for :func:`kizami.probe.probe`; none unless
+            asked for.
     """
 
     imatrix: Imatrix
     distortions: Distortions
-    plain: Mapping[str, float]
+    rounded: Mapping[str, _core.Tensor]
 
 
 def survey(
     source: Mapping[str, _core.Tensor],
     layers: Iterable[tuple[str, Moments]],
     imatrix: Imatrix,
+    probed: bool = False,
 ) -> Survey:
     """Measures all tensors that may lose bits.
 
@@ -50,6 +52,7 @@ def survey(
         source: an open model.
         layers: what :func:`kizami.feedback.layers` finds, which also reports progress.
         imatrix: says what text it will be of; its entries are filled here.
+        probed: whether to round all tensors for probes.
 
     Raises:
         FormatError: a weight is not finite, or moments are not.
@@ -57,20 +60,25 @@ def survey(
     shapes = {name: tuple(tensor.shape) for name, tensor in source.items()}
     names = [name for name, shape in shapes.items() if quantizable(name, shape)]
     errors: dict[str, dict[str, float]] = {}
-    plain: dict[str, float] = {}
+    rounded: dict[str, _core.Tensor] = {}
+
+    def measure(name: str, error: Callable[[str], float], curvatures: list[_core.Curvature] | None) -> None:
+        tensor, shape = source[name], shapes[name]
+        errors[name] = {type_name: error(type_name) for type_name in candidates(shape)}
+        if probed:
+            wanted = fitting(TYPICAL, shape)
+            rounded[name] = _core.Tensor(wanted, shape, [tensor.encode(wanted, None, curvatures)])
 
     for prefix, moments in layers:
         imatrix.entries.update(moments.entries())
         for name in [name for name in names if name.startswith(prefix)]:
-            if moments.curvatures(name) is None:
-                continue
-            sample = Sample(source[name], name, moments)
-            errors[name] = {t: sample.error(t) for t in candidates(shapes[name])}
-            plain[name] = sample.error(fitting(TYPICAL, shapes[name]), feedback=False)
+            if (curvatures := moments.curvatures(name)) is not None:
+                measure(name, Sample(source[name], name, moments).error, curvatures)
     for name in [name for name in names if name not in errors]:
-        errors[name] = {t: relative_error(source[name], t, name, imatrix) for t in candidates(shapes[name])}
-        plain[name] = relative_error(source[name], fitting(TYPICAL, shapes[name]), name, imatrix)
-    return Survey(imatrix, Distortions(errors), plain)
+        # Without inputs, as the embedding, or without any that were seen.
+        tensor = source[name]
+        measure(name, lambda t, tensor=tensor, name=name: relative_error(tensor, t, name, imatrix), None)
+    return Survey(imatrix, Distortions(errors), rounded)
 
 
 class Sample:
@@ -92,10 +100,10 @@ class Sample:
             curvature = curvatures[index % len(curvatures)]
             self._parts.append((sampled, curvature, float(tokens[index % len(tokens)])))
 
-    def error(self, type_name: str, feedback: bool = True) -> float:
+    def error(self, type_name: str) -> float:
         """Mean square of what a type does to the outputs over that of the outputs, of the sampled rows."""
         output = wrong = 0.0
         for weights, curvature, tokens in self._parts:
-            sums = weights.output_error(type_name, curvature, feedback)
+            sums = weights.output_error(type_name, curvature)
             output, wrong = output + tokens * sums[0], wrong + tokens * sums[1]
         return wrong / output if output > 0 else 0.0
