@@ -23,12 +23,10 @@ import kizami
 from kizami import feedback
 from kizami.allocation import make_plan
 from kizami.calibrate import calibration_windows
-from kizami.imatrix import Imatrix
 from kizami.plan import uniform_plan
-from kizami.probe import probe, windows_apart
 from kizami.provenance import text_hash
 from kizami.quantize import read_text, write
-from kizami.survey import survey
+from kizami.survey import first_pass
 
 PRESETS = (
     "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M Q2_K_S Q2_K IQ3_XXS IQ3_XS IQ3_S IQ3_M Q3_K_S Q3_K_M Q3_K_L "
@@ -121,14 +119,9 @@ class Kizami:
         self.reference = kizami.load(model, activations="f32")
         text = read_text(model / "calibration.txt")
         self.hash, windows = text_hash(text), calibration_windows(self.reference, text, n_ctx)
-        seen, apart = windows_apart(self.reference, windows)
-        self.imatrix = Imatrix(chunks=len(seen), chunk_size=n_ctx, datasets=["calibration.txt"])
-        source = self.reference.source
+        self.found = first_pass(self.reference, windows, "calibration.txt")
         # All layers' moments at once: the models this is for are small.
-        self.layers = list(feedback.layers(self.reference, seen))
-        found = survey(source, self.layers, self.imatrix, probed=True)
-        self.distortions = found.distortions
-        self.sensitivities = probe(self.reference, apart, found.rounded, found.distortions)
+        self.layers = list(feedback.layers(self.reference, windows))
 
     def quantized(self, size: int, out: Path) -> float:
         """Writes the best file of at most so many bytes; returns its predicted KLD."""
@@ -136,13 +129,13 @@ class Kizami:
         plan = make_plan(
             source,
             size=size,
-            imatrix=self.imatrix,
-            distortions=self.distortions,
-            sensitivities=self.sensitivities,
+            imatrix=self.found.imatrix,
+            distortions=self.found.distortions,
+            sensitivities=self.found.sensitivities,
             calibration=self.hash,
         )
         if not out.exists():
-            write(source, plan, out, self.imatrix, layers=self.layers, calibration=self.hash)
+            write(source, plan, out, self.found.imatrix, layers=self.layers, calibration=self.hash)
         assert plan.predicted_kld is not None
         return plan.predicted_kld
 

@@ -115,6 +115,13 @@ class Tensor:
             UsageError: there is none.
         """
 
+    def rows(self, index: int, rows: Sequence[int]) -> Tensor:
+        """Rows of one matrix of a stack, decoded: an F32 matrix of them.
+
+        Raises:
+            UsageError: there are none of these numbers.
+        """
+
     def bytes(self) -> NDArray[np.uint8]:
         """A copy of the bytes as they stand in a GGUF file, uint8; `scale` is not in them.
 
@@ -169,16 +176,18 @@ class Tensor:
             UsageError, FormatError: as `encode`.
         """
 
-    def output_error(
-        self, type_name: str, curvature: Curvature, feedback: bool = True
-    ) -> tuple[float, float]:
-        """What rounding all rows of a matrix to a format does to its outputs, by the moments behind the curvature.
+    def output_power(self, curvature: Curvature) -> float:
+        """The mean squares of a matrix's outputs, by the moments behind the curvature, summed over rows.
+
+        Raises:
+            FormatError: this is no matrix, or the curvature has not as many columns.
+        """
+
+    def output_error(self, type_name: str, curvature: Curvature, feedback: bool = True) -> float:
+        """What rounding all rows of a matrix to a format does to its outputs: as `output_power`, of their errors.
 
         Args:
             feedback: whether codes make up for each other, as `encode` with curvatures.
-
-        Returns:
-            The mean squares of outputs and of their errors, summed over rows.
 
         Raises:
             UsageError: the type is unknown.
@@ -334,17 +343,6 @@ class Curvature:
     @property
     def damping(self) -> float:
         """What was used: more than asked for where moments of too few inputs needed it."""
-
-    @property
-    def pivots(self) -> NDArray[np.float32]:
-        """What a squared error costs in each column once later columns have made up for it: `[cols]`, in some scale."""
-
-    def scaled(self, columns: NDArray[np.float32]) -> Curvature:
-        """That of weights whose columns were multiplied by `columns`, float32 `[cols]`, and whose inputs were divided.
-
-        Raises:
-            FormatError: another length, or a factor that is not positive and finite.
-        """
 
 @final
 class Observer:

@@ -137,12 +137,8 @@ class Choices:
         """Bytes of the file of a plan, header and padding included."""
         return _core.GgufWriter.size(self._metadata, file_layout(tensors)) + self._reserve
 
-    def best(self, *, bpw: float | None = None, size: int | None = None) -> Plan:
-        """The plan that is predicted to lose least within a budget.
-
-        Args:
-            bpw: bits per weight over all tensors, or
-            size: bytes of the whole file.
+    def check(self, *, bpw: float | None = None, size: int | None = None) -> None:
+        """Whether a budget can be kept; nothing is measured for that.
 
         Raises:
             UsageError: not exactly one budget, or one below the smallest possible (the message says which).
@@ -156,13 +152,27 @@ class Choices:
             if bpw < least.bpw:
                 at_least = f"{math.ceil(least.bpw * 1e4) / 1e4:g}, {self._smallest_possible}"
                 raise UsageError(f"bpw: found {bpw:g}, expected at least {at_least}")
+        elif size is not None and size < least.file_bytes:
+            at_least = f"{least.file_bytes:,}, {self._smallest_possible}"
+            raise UsageError(f"size: found {size:,} bytes, expected at least {at_least}")
+
+    def best(self, *, bpw: float | None = None, size: int | None = None) -> Plan:
+        """The plan that is predicted to lose least within a budget.
+
+        Args:
+            bpw: bits per weight over all tensors, or
+            size: bytes of the whole file.
+
+        Raises:
+            UsageError: not exactly one budget, or one below the smallest possible (the message says which).
+        """
+        self.check(bpw=bpw, size=size)
+        least = self.smallest
+        if bpw is not None:
             counted = [[t.bytes for t in options] for options in self._options]
             budget = max(math.floor(bpw * least.weights / 8), least.tensor_bytes)
         else:
             assert size is not None
-            if size < least.file_bytes:
-                at_least = f"{least.file_bytes:,}, {self._smallest_possible}"
-                raise UsageError(f"size: found {size:,} bytes, expected at least {at_least}")
             align = int(self._source.metadata.get("general.alignment", 32))
             counted = [[_padded(t, align) for t in options] for options in self._options]
             # What is left is the header.

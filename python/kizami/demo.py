@@ -18,12 +18,10 @@ from kizami.allocation import make_plan
 from kizami.calibrate import calibration_windows
 from kizami.engine import from_source, load
 from kizami.evaluate import score, windows
-from kizami.imatrix import Imatrix
 from kizami.plan import uniform_plan
-from kizami.probe import probe, windows_apart
 from kizami.provenance import text_hash
 from kizami.quantize import read_text, write
-from kizami.survey import survey
+from kizami.survey import first_pass
 
 EMBEDDED = Path(__file__).parent / "data" / "tiny-deepseek"
 UNIFORM = "IQ2_XXS"
@@ -69,24 +67,21 @@ def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> Demo
     source = reference.source
     text = read_text(EMBEDDED / "calibration.txt")
     ids = calibration_windows(reference, text, N_CTX, CALIBRATION_TOKENS)
-    seen, apart = windows_apart(reference, ids)
-    imatrix = Imatrix(chunks=len(seen), chunk_size=N_CTX, datasets=["calibration.txt"])
-    layers = feedback.layers(reference, seen, stage="survey", progress=progress)
-    found = survey(source, layers, imatrix, probed=True)
+    found = first_pass(reference, ids, "calibration.txt", progress)
     uniform = uniform_plan(source, UNIFORM)
     uniform_path = folder / f"tiny-deepseek-{UNIFORM}.gguf"
-    write(source, uniform, uniform_path, imatrix, progress)
+    write(source, uniform, uniform_path, found.imatrix, progress)
     dynamic = make_plan(
         source,
         size=uniform_path.stat().st_size,
-        imatrix=imatrix,
+        imatrix=found.imatrix,
         distortions=found.distortions,
-        sensitivities=probe(reference, apart, found.rounded, found.distortions, progress),
+        sensitivities=found.sensitivities,
         calibration=text_hash(text),
     )
     dynamic_path = folder / "tiny-deepseek-dynamic.gguf"
     layers = feedback.layers(reference, ids, progress=progress)
-    write(source, dynamic, dynamic_path, imatrix, progress, layers, text_hash(text))
+    write(source, dynamic, dynamic_path, found.imatrix, progress, layers, text_hash(text))
 
     plans = {dynamic_path: dynamic, uniform_path: uniform}
     models = [load(path) for path in plans]

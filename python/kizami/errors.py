@@ -9,6 +9,10 @@ line that says what to do about it.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class KizamiError(Exception):
     """Base of every error kizami raises on purpose.
@@ -52,3 +56,12 @@ class Stopped(KizamiError):
     """The work was interrupted, and can be gone on with."""
 
     exit_code = 75
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str], tensor: str) -> Iterator[None]:
+    """Puts file and tensor before the message of a :class:`FormatError` about weights."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(f"{os.fspath(path)}: tensor {tensor}: {error}", hint=error.hint) from None

@@ -1,4 +1,4 @@
-"""The second pass over the calibration text: how the inputs of every linear layer go together.
+"""A pass over the calibration text, layer by layer: how the inputs of every linear layer go together.
 
 Error feedback (docs/quantizer.md) rounds a weight with the errors of the weights before it in mind, as
 far as their inputs are correlated. So it wants the second moments ``sum of x xᵀ``: too many numbers to
@@ -8,7 +8,8 @@ layer takes its moments before the next one begins. Knows models and statistics;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import overload
 
 import numpy as np
 
@@ -53,27 +54,65 @@ def _observed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
     return {observed, observed_as(observed.replace("ffn_gate_exps", "ffn_gate_inp"), shapes)}
 
 
+class Curvatures(Sequence[_core.Curvature]):
+    """One per matrix of a tensor, or a single one that serves all of them.
+
+    Those of many matrices are made when asked for and not kept: each is half the size of its moments.
+    """
+
+    def __init__(self, means: np.ndarray) -> None:
+        """Takes float64 ``[n_mat, cols, cols]``."""
+        self._means, self._only = means, _core.Curvature(means[0]) if len(means) == 1 else None
+
+    def __len__(self) -> int:
+        return len(self._means)
+
+    @overload
+    def __getitem__(self, index: int) -> _core.Curvature: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[_core.Curvature]: ...
+
+    def __getitem__(self, index: int | slice) -> _core.Curvature | Sequence[_core.Curvature]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return _core.Curvature(self._means[index]) if self._only is None else self._only
+
+
+def encode(
+    tensor: _core.Tensor, type_name: str, weights: np.ndarray | None, curvatures: Curvatures | None
+) -> np.ndarray:
+    """The bytes of a tensor in another type, uint8: with error feedback where there are curvatures.
+
+    Args:
+        weights: importance of columns, ``[n_mat, cols]``, where there are none.
+
+    Raises:
+        FormatError: a weight is not finite, or moments are not.
+    """
+    if curvatures is None or len(curvatures) == 1:
+        return tensor.encode(type_name, weights, None if curvatures is None else [curvatures[0]])
+    parts = (tensor.at(i).encode(type_name, None, [curvatures[i]]) for i in range(len(curvatures)))
+    return np.concatenate(list(parts))
+
+
 class Moments:
     """Second moments of the inputs of one layer's tensors, or of the head's."""
 
     def __init__(self, observer: Observer, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._observer, self._shapes = observer, shapes
-        self._curvatures: dict[str, list[_core.Curvature] | None] = {}
+        self._curvatures: dict[str, Curvatures | None] = {}
 
     def entries(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """The layer's part of the imatrix, as :class:`kizami.imatrix.Imatrix` has it."""
         return {name: (sums, counts) for name, sums, counts in self._observer.entries()}
 
-    def curvatures(self, name: str) -> list[_core.Curvature] | None:
-        """What error feedback makes of the mean of ``x xᵀ`` of a tensor's inputs.
-
-        Returns:
-            One per matrix, or a single one where it is the same for all; None where nothing was seen.
-        """
+    def curvatures(self, name: str) -> Curvatures | None:
+        """What error feedback makes of the mean ``x xᵀ`` of a tensor's inputs; None where nothing was seen."""
         observed = observed_as(name, self._shapes)
         if observed not in self._curvatures:
             means = self._means(observed)
-            self._curvatures[observed] = None if means is None else [_core.Curvature(m) for m in means]
+            self._curvatures[observed] = None if means is None else Curvatures(means)
         return self._curvatures[observed]
 
     def tokens(self, name: str) -> np.ndarray:
@@ -97,9 +136,16 @@ class Moments:
         if part not in SHRINKAGE:
             return sums / np.maximum(tokens, 1.0)[:, None, None]
         shrinkage = SHRINKAGE[part] * sums.shape[-1]
-        every, seen = self._observer.moments(name.replace("ffn_gate_exps", "ffn_gate_inp")) or found
+        router = None
+        if part == "ffn_gate_exps":
+            router = self._observer.moments(name.replace("ffn_gate_exps", "ffn_gate_inp"))
+        every, seen = router or found
         layer = every.sum(axis=0) / seen.sum()
-        return (sums + shrinkage * layer) / (tokens + shrinkage)[:, None, None]
+        # In place: those of a large layer's experts are most of the memory of the job.
+        for expert, n in zip(sums, tokens, strict=True):
+            expert += shrinkage * layer
+            expert /= n + shrinkage
+        return sums
 
 
 def layers(

@@ -9,7 +9,7 @@ the model is small enough to be run some dozen times. Knows how to run and compa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,16 @@ import numpy as np
 from kizami import _core
 from kizami.distortion import Distortions
 from kizami.engine import Model, from_source
+from kizami.errors import FormatError
 from kizami.evaluate import log_softmax, scored_logits
-from kizami.sensitivity import class_of, sensitivities
+from kizami.sensitivity import class_of
 
-# Weights of the largest model that is probed.
-MOST_WEIGHTS = 1 << 30
-# Windows of the calibration text that a probe runs on.
+# Windows of the calibration text that a probe runs on, at most.
 WINDOWS = 16
+# Multiply-adds that all probes together may take, as if every weight met every token; beyond, there are none.
+MOST_WORK = 1 << 45
+# Bytes that the reference's log-probabilities may take.
+MOST_BYTES = 1 << 30
 # How far priors may be off, as a standard deviation of logarithms.
 DOUBT = 0.7
 
@@ -43,6 +46,9 @@ class Replaced(Mapping[str, _core.Tensor]):
     def __len__(self) -> int:
         return len(self._source)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._source
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
@@ -53,9 +59,12 @@ def windows_apart(model: Model, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray
     None of the second kind where the model is too large for probes, or the text too short.
     """
     weights = sum(math.prod(tensor.shape) for tensor in model.source.values())
-    if weights > MOST_WEIGHTS or len(ids) < 4:
+    groups = len(_groups(name for name, tensor in model.source.items() if len(tensor.shape) > 1))
+    fit = MOST_BYTES // (8 * ids.shape[1] * model.source["token_embd.weight"].shape[0])
+    count = min(len(ids) // 4, WINDOWS, fit)
+    if count < 1 or groups * count * ids.shape[1] * weights > MOST_WORK:
         return ids, ids[:0]
-    apart = np.unique(np.linspace(0, len(ids) - 1, min(len(ids) // 4, WINDOWS)).round().astype(int))
+    apart = np.unique(np.linspace(0, len(ids) - 1, count).round().astype(int))
     return np.delete(ids, apart, axis=0), ids[apart]
 
 
@@ -64,6 +73,7 @@ def probe(
     ids: np.ndarray,
     rounded: Mapping[str, _core.Tensor],
     distortions: Distortions,
+    priors: Mapping[str, float],
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, float]:
     """Sensitivities of a model's tensors: predicted KLD per unit of relative output error.
@@ -73,20 +83,21 @@ def probe(
         ids: token ids ``[n_windows, n_ctx]`` that rounding has not seen.
         rounded: the tensors, each in one type of its own.
         distortions: the relative output error of that, among others.
+        priors: sensitivities expected of them, by tensor.
         progress: called with (stage, probes done, in total).
 
     Returns:
-        By tensor, drawn to the shipped priors, the more the less certain they are; nothing without windows.
+        By tensor, drawn to the priors, the more the less certain they are; nothing without windows. To three
+        digits: NumPy's logarithms are not the same on all machines, and plans should be.
+
+    Raises:
+        FormatError: logits are not finite.
     """
     if not len(ids):
         return {}
     errors = {name: distortions.errors[name][tensor.type] for name, tensor in rounded.items()}
-    groups: dict[tuple[str, int], list[str]] = {}
-    for name in errors:
-        layer, _, _ = name.removeprefix("blk.").partition(".")
-        groups.setdefault((layer, class_of(name)), []).append(name)
+    groups = _groups(errors)
     reference = [log_softmax(logits) for logits in scored_logits(model, ids)]
-    priors = sensitivities(errors)
     found: dict[str, float] = {}
     for done, names in enumerate(groups.values(), 1):
         probed = from_source(
@@ -104,11 +115,22 @@ def probe(
     return found
 
 
+def _groups(names: Iterable[str]) -> dict[tuple[str, int], list[str]]:
+    """Tensors of one class in one layer together."""
+    groups: dict[tuple[str, int], list[str]] = {}
+    for name in names:
+        layer, _, _ = name.removeprefix("blk.").partition(".")
+        groups.setdefault((layer, class_of(name)), []).append(name)
+    return groups
+
+
 def _posterior(windows: np.ndarray, error: float, prior: float) -> float:
     """KLD per unit of error from the means of several windows, and a prior."""
     kld = windows.mean()
-    if not (kld > 0 and error > 0):
-        return prior
+    if not np.isfinite(kld):
+        raise FormatError("logits of a probe: found NaN or infinity, expected finite numbers")
+    if kld <= 0 or error <= 0:
+        return prior  # too little to be measured
     variance = windows.var(ddof=1) / len(windows) / kld**2 if len(windows) > 1 else 1.0
     trust = DOUBT**2 / (DOUBT**2 + variance)
-    return math.exp(trust * math.log(kld / error) + (1 - trust) * math.log(prior))
+    return float(f"{math.exp(trust * math.log(kld / error) + (1 - trust) * math.log(prior)):.3g}")

@@ -22,7 +22,7 @@ from kizami import _core, feedback
 from kizami.calibrate import calibrate, calibration_windows
 from kizami.checkpoint import open_source
 from kizami.engine import from_source
-from kizami.errors import FormatError, UsageError
+from kizami.errors import FormatError, UsageError, naming
 from kizami.feedback import Moments
 from kizami.formats import TYPES
 from kizami.gguf import scale_name
@@ -30,12 +30,11 @@ from kizami.imatrix import Imatrix
 from kizami.job import Job
 from kizami.outputs import check_output
 from kizami.plan import Plan, PlannedTensor, file_layout, output_metadata
-from kizami.probe import probe, windows_apart
 from kizami.recipe import Request
 from kizami.recipe import read_text as read_text
 from kizami.report import check_report, save_report
 from kizami.shards import Shard, shards
-from kizami.survey import Survey, survey
+from kizami.survey import Survey, first_pass
 
 Progress = Callable[[str, int, int], None]
 
@@ -148,6 +147,7 @@ def encode(
     for prefix, moments in layers:
         for name in [name for name in left if name.startswith(prefix)]:
             put(left.pop(name), moments)
+        del moments  # not to be held while the next layer's are gathered
     for name in list(left):
         put(left.pop(name), None)
 
@@ -177,16 +177,12 @@ def encoded(
     if tensor.type == planned.type:
         return tensor.bytes()  # no new rounding
     n_mat = planned.shape[0] if len(planned.shape) == 3 else 1
-    weights = imatrix.weights(planned.name, n_mat, planned.shape[-1]) if imatrix else None
-    curvatures = None
-    try:
+    with naming(source.path, planned.name):
+        weights = imatrix.weights(planned.name, n_mat, planned.shape[-1]) if imatrix else None
+        curvatures = None
         if moments is not None and TYPES[planned.type]["quantized"]:
             curvatures = moments.curvatures(planned.name)
-        return tensor.encode(planned.type, weights, curvatures)
-    except FormatError as error:
-        raise FormatError(
-            f"{os.fspath(source.path)}: tensor {planned.name}: {error}", hint=error.hint
-        ) from None
+        return feedback.encode(tensor, planned.type, weights, curvatures)
 
 
 def quantize(
@@ -308,11 +304,8 @@ def _run(
     planned = request.fixed(source)
 
     @cache
-    def surveyed() -> tuple[Survey, np.ndarray]:
-        ids, apart = windows_apart(model(), windows())
-        found = Imatrix(chunks=len(ids), chunk_size=request.n_ctx, datasets=[request.dataset])
-        layers = feedback.layers(model(), ids, stage="survey", progress=progress)
-        return survey(source, layers, found, probed=len(apart) > 0), apart
+    def surveyed() -> Survey:
+        return first_pass(model(), windows(), request.dataset, progress)
 
     importance = request.imatrix
     if request.text is not None and not (fed and planned is not None):
@@ -320,7 +313,7 @@ def _run(
 
         def measure() -> Imatrix:
             if fed:
-                return surveyed()[0].imatrix
+                return surveyed().imatrix
             text, n_ctx = request.text or "", request.n_ctx
             return calibrate(model(), text, n_ctx=n_ctx, dataset=request.dataset, progress=progress)
 
@@ -330,9 +323,10 @@ def _run(
         def choose() -> dict[str, Any]:
             if not fed:
                 return asdict(request.choose(source, importance, progress=progress))
-            found, apart = surveyed()
-            sensitivities = probe(model(), apart, found.rounded, found.distortions, progress)
-            return asdict(request.choose(source, importance, found.distortions, sensitivities, progress))
+            found = surveyed()
+            return asdict(
+                request.choose(source, importance, found.distortions, found.sensitivities, progress)
+            )
 
         planned = Plan.from_dict(job.remembered("plan", choose) if job else choose())
     metadata = output_metadata(source, types_of(planned), importance, request.rounded_on())

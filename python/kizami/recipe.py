@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kizami import system
-from kizami.allocation import make_plan
+from kizami.allocation import Choices, make_plan
 from kizami.distortion import Distortions
 from kizami.errors import FormatError, InputOutputError, UsageError
 from kizami.imatrix import Imatrix
@@ -23,8 +23,7 @@ from kizami.journal import digest
 from kizami.plan import Plan, load_types, plan_from_types, uniform_plan
 from kizami.presets import preset_bpw
 from kizami.provenance import text_hash
-from kizami.rules import Rules
-from kizami.shards import overhead
+from kizami.shards import check_split_size, overhead
 
 Progress = Callable[[str, int, int], None]
 Where = str | os.PathLike[str]
@@ -169,13 +168,20 @@ class Request:
         return text_hash(self.text) if self.text is not None and self.rounding == "feedback" else None
 
     def check(self, source: Any) -> None:
-        """Finds out what is wrong with pins, floors and preset for the model.
+        """Finds out, before anything is measured, what cannot be done with the model.
 
         Raises:
-            UsageError: something is.
+            UsageError: pins, floors, preset or split size are wrong, or the budget is too small.
         """
-        Rules(_shapes(source), self.pins, self.floors)
-        self._bpw(source)
+        if self.split_size is not None:
+            check_split_size(self.split_size)
+        if self.fixed(source) is None:
+            choices = Choices(source, pins=self.pins, floors=self.floors, reserve=self._reserve())
+            choices.check(bpw=self._bpw(source), size=self.size)
+
+    def _reserve(self) -> int:
+        """Bytes of the budget for the headers of a split set."""
+        return 0 if self.size is None or self.split_size is None else overhead(self.size, self.split_size)
 
     def _bpw(self, source: Any) -> float | None:
         """The budget in bits per weight, if it is one."""
@@ -196,7 +202,6 @@ class Request:
         progress: Progress | None = None,
     ) -> Plan:
         """The best plan within the budget, which is one of all files together; arguments are make_plan's."""
-        split = None if self.size is None or self.split_size is None else overhead(self.size, self.split_size)
         return make_plan(
             source,
             bpw=self._bpw(source),
@@ -207,7 +212,7 @@ class Request:
             pins=self.pins,
             floors=self.floors,
             calibration=self.rounded_on(),
-            reserve=split or 0,
+            reserve=self._reserve(),
             progress=progress,
         )
 

@@ -35,7 +35,10 @@ def sensitivities(names: Iterable[str]) -> dict[str, float]:
     """
     classes = {name: class_of(name) for name in names}
     members = Counter(classes.values())
-    return {name: SENSITIVITY[c][1] / members[c] for name, c in classes.items()}
+    found = {name: SENSITIVITY[c][1] / members[c] for name, c in classes.items()}
+    if "output.weight" not in found and "token_embd.weight" in found:
+        found["token_embd.weight"] += SENSITIVITY[0][1]  # it is the head, too
+    return found
 
 
 def class_of(name: str) -> int:

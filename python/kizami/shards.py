@@ -65,8 +65,7 @@ def shards(
     """
     if split_size is None:
         return [_shard(out, metadata, tensors)]
-    if split_size < LEAST_SPLIT:
-        raise UsageError(f"split-size: found {split_size:,} bytes, expected at least {LEAST_SPLIT:,}")
+    check_split_size(split_size)
     alignment = [entry for entry in metadata if entry[0] == ALIGNMENT]
     groups = _cut(metadata, alignment, tensors, split_size)
     if len(groups) > MOST_SHARDS:
@@ -77,6 +76,16 @@ def shards(
         own = [*(metadata if no == 0 else alignment), *_keys(no, len(groups), len(tensors))]
         made.append(_shard(path, own, group))
     return made
+
+
+def check_split_size(split_size: int) -> None:
+    """Whether files of a set may be so small.
+
+    Raises:
+        UsageError: they may not.
+    """
+    if split_size < LEAST_SPLIT:
+        raise UsageError(f"split-size: found {split_size:,} bytes, expected at least {LEAST_SPLIT:,}")
 
 
 def shard_name(out: Path, no: int | str, count: int | str) -> str:

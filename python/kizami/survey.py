@@ -2,50 +2,77 @@
 
 All windows pass through one layer at a time (:func:`kizami.feedback.layers`). From a layer's moments follow
 its part of the imatrix and, on sampled rows, what the final rounding would do to the layer's outputs in
-every type. Knows how to measure; neither budgets nor files.
+every type. Small models then tell by probes what that does to the whole. Knows how to measure; neither
+budgets nor files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from kizami import _core
+from kizami import _core, feedback
 from kizami.distortion import Distortions, relative_error
+from kizami.engine import Model
+from kizami.errors import naming
 from kizami.feedback import Moments
-from kizami.formats import candidates, fitting, quantizable
+from kizami.formats import TYPES, candidates, fitting, quantizable
 from kizami.imatrix import Imatrix
+from kizami.probe import probe, windows_apart
+from kizami.sensitivity import sensitivities
 
-# Rows sampled of a tensor, in how many of its matrices at most.
+# Rows sampled of a tensor, and in how many of its matrices at most; at least 16 of each.
 ROWS, MATRICES = 96, 12
-# The coarse type of probes (:mod:`kizami.probe`).
+# The coarse type of probes.
 TYPICAL = "IQ2_XXS"
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What the first pass found.
+    """What the first pass found: what a plan is made from.
 
     Attributes:
         imatrix: importance of columns.
         distortions: with the final rounding, relative to the mean square of the layer's outputs.
-        rounded: tensors in ``TYPICAL``, or what stands in for it, for :func:`kizami.probe.probe`; none unless
-            asked for.
+        sensitivities: predicted KLD per unit of that, by tensor.
     """
 
     imatrix: Imatrix
     distortions: Distortions
-    rounded: Mapping[str, _core.Tensor]
+    sensitivities: Mapping[str, float]
+
+
+def first_pass(
+    model: Model,
+    ids: np.ndarray,
+    dataset: str,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Survey:
+    """Surveys a model, with probes where it is small enough.
+
+    Args:
+        model: the unquantized source, loaded with ``activations="f32"``.
+        ids: token ids ``[n_windows, n_ctx]`` of the calibration text; some are kept for probes.
+        dataset: name of the text, for the imatrix.
+        progress: called with (stage, done, in total).
+
+    Raises:
+        FormatError: a weight is not finite, or logits are not.
+    """
+    seen, apart = windows_apart(model, ids)
+    imatrix = Imatrix(chunks=len(seen), chunk_size=seen.shape[1], datasets=[dataset])
+    layers = feedback.layers(model, seen, stage="survey", progress=progress)
+    found, rounded = survey(model.source, layers, imatrix, probed=len(apart) > 0)
+    measured = probe(model, apart, rounded, found.distortions, found.sensitivities, progress)
+    return Survey(imatrix, found.distortions, {**found.sensitivities, **measured})
 
 
 def survey(
-    source: Mapping[str, _core.Tensor],
-    layers: Iterable[tuple[str, Moments]],
-    imatrix: Imatrix,
-    probed: bool = False,
-) -> Survey:
+    source: Any, layers: Iterable[tuple[str, Moments]], imatrix: Imatrix, probed: bool = False
+) -> tuple[Survey, dict[str, _core.Tensor]]:
     """Measures all tensors that may lose bits.
 
     Args:
@@ -54,56 +81,80 @@ def survey(
         imatrix: says what text it will be of; its entries are filled here.
         probed: whether to round all tensors for probes.
 
+    Returns:
+        With sensitivities by class; and if ``probed``, tensors as they finally would be in ``TYPICAL``, or what
+        stands in for it.
+
     Raises:
         FormatError: a weight is not finite, or moments are not.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in source.items()}
     names = [name for name, shape in shapes.items() if quantizable(name, shape)]
     errors: dict[str, dict[str, float]] = {}
+    units = sensitivities(names)
     rounded: dict[str, _core.Tensor] = {}
 
-    def measure(name: str, error: Callable[[str], float], curvatures: list[_core.Curvature] | None) -> None:
-        tensor, shape = source[name], shapes[name]
-        errors[name] = {type_name: error(type_name) for type_name in candidates(shape)}
-        if probed:
-            wanted = fitting(TYPICAL, shape)
-            rounded[name] = _core.Tensor(wanted, shape, [tensor.encode(wanted, None, curvatures)])
+    def measure(name: str, moments: Moments | None) -> None:
+        tensor, types = source[name], candidates(shapes[name])
+        curvatures = moments.curvatures(name) if moments and _fed(types) else None
+        wanted = fitting(TYPICAL, shapes[name])
+        with naming(source.path, name):
+            if moments is None or curvatures is None:
+                errors[name] = {t: relative_error(tensor, t, name, imatrix) for t in types}
+            else:
+                sample = Sample(tensor, moments.tokens(name), curvatures)
+                errors[name] = {t: 0.0 if t == tensor.type else sample.error(t) for t in types}
+                # Priors are per unit of the weights' own error. Plain rounding is the same act in both units.
+                output = sample.error(wanted, feedback=False)
+                if output > 0:
+                    units[name] *= relative_error(tensor, wanted, name, imatrix) / output
+            if probed and wanted in types and wanted != tensor.type:
+                blocks = feedback.encode(tensor, wanted, None, curvatures)
+                rounded[name] = _core.Tensor(wanted, shapes[name], [blocks])
 
     for prefix, moments in layers:
         imatrix.entries.update(moments.entries())
         for name in [name for name in names if name.startswith(prefix)]:
-            if (curvatures := moments.curvatures(name)) is not None:
-                measure(name, Sample(source[name], name, moments).error, curvatures)
+            measure(name, moments)
+        del moments  # not to be held while the next layer's are gathered
     for name in [name for name in names if name not in errors]:
-        # Without inputs, as the embedding, or without any that were seen.
-        tensor = source[name]
-        measure(name, lambda t, tensor=tensor, name=name: relative_error(tensor, t, name, imatrix), None)
-    return Survey(imatrix, Distortions(errors), rounded)
+        measure(name, None)  # the embedding
+    return Survey(imatrix, Distortions(errors), units), rounded
+
+
+def _fed(types: Iterable[str]) -> bool:
+    """Whether any of the types could be rounded with moments."""
+    return any(TYPES[t]["quantized"] for t in types)
 
 
 class Sample:
-    """Some rows of some matrices of a tensor, evenly spread; experts count by the tokens they saw."""
+    """Some rows of some matrices of a tensor, evenly spread over those that were used."""
 
-    def __init__(self, tensor: _core.Tensor, name: str, moments: Moments) -> None:
+    def __init__(self, tensor: _core.Tensor, tokens: np.ndarray, curvatures: feedback.Curvatures) -> None:
+        """Decodes them.
+
+        Args:
+            tokens: what each matrix saw: how much its outputs count.
+            curvatures: one per matrix, or one for all.
+        """
         shape = tuple(tensor.shape)
         n_mat = shape[0] if len(shape) == 3 else 1
-        curvatures = moments.curvatures(name)
-        assert curvatures is not None
-        self._parts: list[tuple[_core.Tensor, _core.Curvature, float]] = []
-        tokens = moments.tokens(name)
-        picked = np.unique(np.linspace(0, n_mat - 1, min(n_mat, MATRICES)).round().astype(int))
+        used = np.flatnonzero(tokens > 0) if len(tokens) == n_mat else np.arange(n_mat)
+        used = used if len(used) else np.arange(n_mat)
+        picked = used[np.unique(np.linspace(0, len(used) - 1, min(len(used), MATRICES)).round().astype(int))]
         per_matrix = -(-ROWS // len(picked) // 16) * 16
         rows = np.unique(np.linspace(0, shape[-2] - 1, min(shape[-2], per_matrix)).round().astype(int))
+        self._parts: list[tuple[_core.Tensor, _core.Curvature, float]] = []
+        self._power = 0.0
         for index in map(int, picked):
-            weights = tensor.at(index).dequantize()[rows]
-            sampled = _core.Tensor("F32", weights.shape, [weights.reshape(-1).view(np.uint8)])
-            curvature = curvatures[index % len(curvatures)]
-            self._parts.append((sampled, curvature, float(tokens[index % len(tokens)])))
+            weights, curvature = tensor.rows(index, rows.tolist()), curvatures[index % len(curvatures)]
+            count = max(float(tokens[index % len(tokens)]), 1.0)
+            self._parts.append((weights, curvature, count))
+            self._power += count * weights.output_power(curvature)
 
-    def error(self, type_name: str) -> float:
+    def error(self, type_name: str, feedback: bool = True) -> float:
         """Mean square of what a type does to the outputs over that of the outputs, of the sampled rows."""
-        output = wrong = 0.0
-        for weights, curvature, tokens in self._parts:
-            sums = weights.output_error(type_name, curvature)
-            output, wrong = output + tokens * sums[0], wrong + tokens * sums[1]
-        return wrong / output if output > 0 else 0.0
+        if self._power <= 0:
+            return 0.0
+        errors = (n * w.output_error(type_name, curvature, feedback) for w, curvature, n in self._parts)
+        return sum(errors) / self._power

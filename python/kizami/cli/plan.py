@@ -8,20 +8,27 @@ from typing import Any
 
 import click
 
-from kizami.allocation import make_plan
+from kizami.allocation import Choices, make_plan
+from kizami.calibrate import calibration_windows
 from kizami.checkpoint import open_source
 from kizami.curve import Curve, make_curve
+from kizami.engine import from_source
 from kizami.imatrix import Imatrix
 from kizami.outputs import check_output
 from kizami.plot import check_plot, draw_curve
 from kizami.presets import preset_bpw
+from kizami.provenance import text_hash
+from kizami.recipe import read_text
+from kizami.survey import first_pass
 
 from . import output
 from .options import (
+    FILE,
     MODEL,
     OUTPUT,
     RANGE,
     bpw_option,
+    context_option,
     exactly_one,
     floor_option,
     imatrix_option,
@@ -50,6 +57,13 @@ from .options import (
 @pin_option
 @floor_option
 @imatrix_option
+@click.option(
+    "--calibration",
+    type=FILE,
+    metavar="TEXT",
+    help="Text to measure on what `kizami quantize` with it would lose: with error feedback, and by probes.",
+)
+@context_option(512, "Tokens of the text that are run together.")
 @click.option("--out", type=OUTPUT, metavar="PLAN.json", help="The plan file to write.")
 @click.option("--plot", type=OUTPUT, help="Draw the curve, as .png or .svg; needs kizami[plot].")
 @threads_option
@@ -63,6 +77,8 @@ def plan(
     pins: dict[str, str],
     floors: dict[str, str],
     imatrix: str | None,
+    calibration: str | None,
+    ctx: int,
     out: str | None,
     plot: str | None,
     as_json: bool,
@@ -77,10 +93,12 @@ def plan(
     Examples:
       kizami plan DeepSeek-V3/ --size 131GB --imatrix imatrix.gguf --out plan.json
       kizami plan DeepSeek-V3/ --preset Q4_K_M --pin 'attn_.*=Q8_0' --out plan.json
-      kizami plan DeepSeek-V3/ --curve 1.6:5 --imatrix imatrix.gguf --plot curve.svg
+      kizami plan DeepSeek-V3/ --curve 1.6:5 --calibration text.txt --plot curve.svg
       kizami plan v3-bf16.gguf --bpw 2.5 --floor 'shexp=Q4_K' --out plan.json --json
     """
     exactly_one(bpw=bpw, size=size, preset=preset, curve=curve)
+    if imatrix and calibration:
+        raise click.UsageError("expected at most one of --imatrix and --calibration, found both")
     if curve is None and out is None:
         raise click.UsageError("expected --out PLAN.json, found none")
     if curve is not None and out is not None:
@@ -89,12 +107,23 @@ def plan(
         raise click.UsageError("found --plot without --curve")
     for path in (out, plot):
         if path is not None:
-            check_output(path, model, imatrix)
+            check_output(path, model, imatrix, calibration)
     if plot is not None:
         check_plot(plot)
-    matrix = Imatrix.read(imatrix) if imatrix else None
+    known: dict[str, Any] = {"imatrix": Imatrix.read(imatrix) if imatrix else None}
+    text = None if calibration is None else read_text(calibration)
     source = open_source(model)
-    rules: dict[str, Any] = {"imatrix": matrix, "pins": pins, "floors": floors}
+    if preset is not None:
+        bpw = preset_bpw(preset, {name: tuple(tensor.shape) for name, tensor in source.items()})
+    rules: dict[str, Any] = {"pins": pins, "floors": floors}
+    if curve is None:
+        Choices(source, **rules).check(bpw=bpw, size=size)  # before anything is measured
+    if text is not None:
+        with output.Progress() as progress:
+            full = from_source(source, activations="f32")
+            ids = calibration_windows(full, text, ctx)
+            known = vars(first_pass(full, ids, os.path.basename(calibration or ""), progress))
+    rules |= known
     if curve is not None:
         weights = sum(math.prod(tensor.shape) for tensor in source.values())
         low, high = (end * 8 / weights if isinstance(end, int) else end for end in curve)
@@ -105,8 +134,8 @@ def plan(
         _print_curve(found, plot, as_json)
         return
     assert out is not None
-    if preset is not None:
-        bpw = preset_bpw(preset, {name: tuple(tensor.shape) for name, tensor in source.items()})
+    if text is not None:
+        rules["calibration"] = text_hash(text)
     with output.Progress() as progress:
         made = make_plan(source, bpw=bpw, size=size, progress=progress, **rules)
     made.save(out)

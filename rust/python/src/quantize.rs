@@ -4,7 +4,7 @@ use crate::error;
 use crate::tensor::{Tensor, importance};
 use kizami_kernels::{Family, Type, repacked_bytes};
 use kizami_quantizer::tensor;
-use numpy::{PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
+use numpy::{PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -108,16 +108,6 @@ impl Curvature {
     fn damping(&self) -> f32 {
         self.0.damping()
     }
-
-    #[getter]
-    fn pivots<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f32>> {
-        PyArray1::from_slice(py, self.0.pivots())
-    }
-
-    fn scaled(&self, columns: PyReadonlyArray1<'_, f32>) -> PyResult<Self> {
-        let columns: Vec<f32> = columns.as_array().iter().copied().collect();
-        self.0.scaled(&columns).map(Self).map_err(error::quantizer)
-    }
 }
 
 pub(crate) fn distortion(
@@ -133,13 +123,18 @@ pub(crate) fn distortion(
     metric.map(|m| (m.original, m.cross, m.encoded)).map_err(error::quantizer)
 }
 
+pub(crate) fn output_power(py: Python<'_>, t: &Tensor, curvature: &Curvature) -> PyResult<f64> {
+    let w = t.matrix()?;
+    py.detach(|| tensor::output_power(&w, &curvature.0)).map_err(error::quantizer)
+}
+
 pub(crate) fn output_error(
     py: Python<'_>,
     t: &Tensor,
     type_name: &str,
     curvature: &Curvature,
     feedback: bool,
-) -> PyResult<(f64, f64)> {
+) -> PyResult<f64> {
     let (ty, w) = (parse(type_name)?, t.matrix()?);
     py.detach(|| tensor::output_error(&w, ty, &curvature.0, feedback)).map_err(error::quantizer)
 }

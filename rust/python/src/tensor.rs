@@ -310,6 +310,20 @@ impl Tensor {
         Self::from_parts(self.ty, vec![self.rows, self.cols], vec![bytes], scales, self.repacked)
     }
 
+    fn rows(&self, py: Python<'_>, index: usize, rows: Vec<usize>) -> PyResult<Self> {
+        let matrix = self.at(index)?;
+        if let Some(row) = rows.iter().find(|row| **row >= self.rows) {
+            return Err(error::usage(format!("row: found {row}, expected less than {}", self.rows)));
+        }
+        let w = matrix.matrix()?;
+        let mut out = vec![0.0f32; rows.len() * self.cols];
+        for (&row, out) in rows.iter().zip(out.chunks_exact_mut(self.cols)) {
+            dequantize(&w, row, out).map_err(|e| error::kernel("tensor", e))?;
+        }
+        let array = PyArray1::from_vec(py, bytemuck::cast_slice::<f32, u8>(&out).to_vec());
+        Self::new("F32", vec![rows.len(), self.cols], vec![array], None)
+    }
+
     fn bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u8>>> {
         if self.ty == Type::F8E4M3 {
             return Err(error::usage(format!("{} keeps its scales apart: no byte form", self.ty.name())));
@@ -389,6 +403,10 @@ impl Tensor {
         crate::quantize::distortion(py, self, type_name, imatrix, weights)
     }
 
+    fn output_power(&self, py: Python<'_>, curvature: &Curvature) -> PyResult<f64> {
+        crate::quantize::output_power(py, self, curvature)
+    }
+
     #[pyo3(signature = (type_name, curvature, feedback=true))]
     fn output_error(
         &self,
@@ -396,7 +414,7 @@ impl Tensor {
         type_name: &str,
         curvature: &Curvature,
         feedback: bool,
-    ) -> PyResult<(f64, f64)> {
+    ) -> PyResult<f64> {
         crate::quantize::output_error(py, self, type_name, curvature, feedback)
     }
 }

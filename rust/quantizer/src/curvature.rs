@@ -112,35 +112,14 @@ impl Curvature {
     }
 
     /// `D`: what a squared error costs in each column once later columns have made up for it.
-    pub fn pivots(&self) -> &[f32] {
+    pub(crate) fn pivots(&self) -> &[f32] {
         &self.pivots
     }
 
-    /// The curvature for weights whose columns were multiplied by `columns`, and whose inputs therefore were divided:
-    /// `H[i][j] / (columns[i] columns[j])`, damping included, so both leave the same loss. Positive finite factors.
-    pub fn scaled(&self, columns: &[f32]) -> Result<Curvature, Error> {
-        expect_len("factors of columns", columns.len(), self.cols)?;
-        if let Some(col) = columns.iter().position(|s| !(s.is_normal() && *s > 0.0)) {
-            return Err(Error::Factor { col, value: columns[col] });
-        }
-        let mut scaled = self.clone();
-        for (x, s) in scaled.importance.iter_mut().chain(&mut scaled.pivots).zip(columns.iter().cycle()) {
-            *x /= s * s;
-        }
-        for g in 0..self.cols / OCTET {
-            for (row, of_row) in scaled.factor[start(g)..start(g + 1)].iter_mut().zip(columns) {
-                for (u, of_column) in row.iter_mut().zip(&columns[OCTET * g..]) {
-                    *u *= of_column / of_row;
-                }
-            }
-        }
-        Ok(scaled)
-    }
-
-    /// The loss of an error row: `e H eᵀ` under the damped moments; of weights, the mean square of their output. `row`
-    /// has a number for each column.
-    pub fn loss(&self, row: &[f32]) -> f64 {
-        dispatch(Loss(self, row)) / self.unit
+    /// The loss of error rows, `e H eᵀ` under the damped moments, summed over rows; of weights, the mean square of
+    /// their outputs. `rows` has a number for each column, row after row.
+    pub fn loss(&self, rows: &[f32]) -> f64 {
+        dispatch(Loss(self, rows)) / self.unit
     }
 
     /// Rows `0 .. 8 g + 8` of columns `8 g .. 8 g + 8` of `U`.
@@ -149,24 +128,30 @@ impl Curvature {
     }
 }
 
-/// [`Curvature::loss`]: in f64, residual by residual.
+/// [`Curvature::loss`]: in f64, residual by residual; rows share what they read of the factor.
 struct Loss<'a>(&'a Curvature, &'a [f32]);
 
 impl Op for Loss<'_> {
     type Out = f64;
     #[inline(always)]
     fn run<I: Isa>(self, _: I) -> f64 {
-        let Loss(curvature, row) = self;
+        let Loss(curvature, rows) = self;
         let mut total = 0.0;
-        for (g, own) in row.as_chunks::<OCTET>().0.iter().enumerate() {
-            let mut residuals = own.map(f64::from);
-            for (&x, u) in row.iter().zip(curvature.octet(g)) {
+        for (g, d) in curvature.pivots.as_chunks::<OCTET>().0.iter().enumerate() {
+            let factor = curvature.octet(g);
+            for row in rows.chunks_exact(curvature.cols) {
+                let mut residuals = [0.0; OCTET];
                 for c in 0..OCTET {
-                    residuals[c] += f64::from(x) * f64::from(u[c]);
+                    residuals[c] = f64::from(row[OCTET * g + c]);
                 }
-            }
-            for (r, &d) in residuals.iter().zip(&curvature.pivots[OCTET * g..]) {
-                total += f64::from(d) * r * r;
+                for (&x, u) in row.iter().zip(factor) {
+                    for c in 0..OCTET {
+                        residuals[c] += f64::from(x) * f64::from(u[c]);
+                    }
+                }
+                for c in 0..OCTET {
+                    total += f64::from(d[c]) * residuals[c] * residuals[c];
+                }
             }
         }
         total
@@ -385,32 +370,28 @@ mod tests {
     }
 
     #[test]
-    fn the_loss_is_that_of_the_moments_also_under_factors() {
+    fn the_loss_is_that_of_the_moments() {
         for (n, rank) in [(32, 40), (96, 7), (288, 100)] {
             let h = moments(n as u64, n, rank);
             let curvature = Curvature::new(&h, n, 0.01).unwrap();
             let mean = (0..n).map(|i| f64::from(h[i * n + i])).sum::<f64>() / n as f64;
-            let row = gaussian(9, n);
+            let rows = gaussian(9, 3 * n);
             let mut expected = 0.0;
-            for i in 0..n {
-                for j in 0..n {
-                    let damping = if i == j { f64::from(0.01f32) * mean } else { 0.0 };
-                    expected +=
-                        f64::from(row[i]) * (f64::from(h[i * n + j]) + damping) * unit * f64::from(row[j]);
+            for row in rows.chunks_exact(n) {
+                for i in 0..n {
+                    for j in 0..n {
+                        let damping = if i == j { f64::from(0.01f32) * mean } else { 0.0 };
+                        expected +=
+                            f64::from(row[i]) * (f64::from(h[i * n + j]) + damping) * f64::from(row[j]);
+                    }
                 }
             }
-            let factors: Vec<f32> = gaussian(10, n).iter().map(|x| (0.5 * x).exp()).collect();
-            let scaled: Vec<f32> = row.iter().zip(&factors).map(|(w, s)| w * s).collect();
-            let losses = [curvature.loss(&row), curvature.scaled(&factors).unwrap().loss(&scaled)];
-            for loss in losses {
-                assert!((loss - expected).abs() <= 1e-4 * expected, "{n}: {loss} against {expected}");
+            let loss = curvature.loss(&rows);
+            assert!((loss - expected).abs() <= 1e-4 * expected, "{n}: {loss} against {expected}");
+            for level in levels() {
+                assert!(set_level(level));
+                assert_eq!(curvature.loss(&rows), loss, "{}", level.name());
             }
-        }
-        let curvature = Curvature::new(&moments(1, 32, 4), 32, 0.01).unwrap();
-        for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-            let mut factors = [1.0; 32];
-            factors[5] = bad;
-            assert!(matches!(curvature.scaled(&factors), Err(Error::Factor { col: 5, .. })));
         }
     }
 

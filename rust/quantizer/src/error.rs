@@ -63,14 +63,6 @@ pub enum Error {
         /// What was found with row and column exchanged.
         mirrored: f32,
     },
-    /// A factor on a column of weights is zero, negative, or not an ordinary number.
-    #[error("factor of column {col}: found {value}, expected a positive finite number")]
-    Factor {
-        /// Column.
-        col: usize,
-        /// What was found.
-        value: f32,
-    },
     /// An item offers nothing to choose from, or its bytes and costs do not pair up.
     #[error("item {item}: found {bytes} sizes and {costs} costs, expected as many of both, at least one")]
     Choices {

@@ -114,42 +114,46 @@ pub fn distortion(
     Ok(sum)
 }
 
-/// What encoding all rows of a matrix as `ty` does to its outputs under `curvature`: the mean squares of the outputs and
-/// of their errors, summed over rows. With `feedback` codes make up for each other as in
-/// [`encode_with_feedback`] (least squares); otherwise each weight is rounded by itself.
-pub fn output_error(
+/// Rows in a fixed order of sums, so that threads do not show.
+fn sum_over_rows(
     w: &Matrix<'_>,
-    ty: Type,
-    curvature: &Curvature,
-    feedback: bool,
-) -> Result<(f64, f64), Error> {
+    loss: impl Fn(usize, &[f32]) -> Result<f64, Error> + Sync,
+) -> Result<f64, Error> {
+    let group = FED_ROWS.0;
+    let parts: Vec<Result<f64, Error>> = par::map((0..w.rows()).step_by(group).collect(), |start: usize| {
+        let mut rows = vec![0.0; group.min(w.rows() - start) * w.cols()];
+        dequantize(w, start, &mut rows).expect("rows of the matrix");
+        loss(start, &rows)
+    });
+    parts.into_iter().sum()
+}
+
+/// The mean squares of a matrix's outputs under `curvature`, summed over rows.
+pub fn output_power(w: &Matrix<'_>, curvature: &Curvature) -> Result<f64, Error> {
+    expect_len("columns of the curvature", curvature.cols(), w.cols())?;
+    sum_over_rows(w, |_, rows| Ok(curvature.loss(rows)))
+}
+
+/// What encoding all rows of a matrix as `ty` does to its outputs under `curvature`: the mean squares of their errors,
+/// summed over rows. With `feedback` codes make up for each other as in [`encode_with_feedback`] (least squares);
+/// otherwise each weight is rounded by itself.
+pub fn output_error(w: &Matrix<'_>, ty: Type, curvature: &Curvature, feedback: bool) -> Result<f64, Error> {
     let cols = w.cols();
     expect_len("columns of the curvature", curvature.cols(), cols)?;
     let row_length = Error::RowLength { ty: ty.name(), cols, block: ty.block() };
     let row_bytes = ty.row_bytes(cols).ok_or(row_length)?;
-    let group = FED_ROWS.0;
-    let starts = (0..w.rows()).step_by(group).collect();
-    let results: Vec<Result<(f64, f64), Error>> = par::map(starts, |start: usize| {
-        let count = group.min(w.rows() - start);
-        let (mut rows, mut back) = (vec![0.0; count * cols], vec![0.0; count * cols]);
-        let mut bytes = vec![0u8; count * row_bytes];
-        dequantize(w, start, &mut rows).expect("rows of the matrix");
+    sum_over_rows(w, |start, rows| {
+        let count = rows.len() / cols;
+        let (mut error, mut bytes) = (vec![0.0; rows.len()], vec![0u8; count * row_bytes]);
         let encoded = if feedback {
-            encode_rows_with_feedback(ty, &rows, curvature, 0.0, &mut bytes)
+            encode_rows_with_feedback(ty, rows, curvature, 0.0, &mut bytes)
         } else {
-            encode_rows(ty, &rows, cols, Some(curvature.importance()), &mut bytes)
+            encode_rows(ty, rows, cols, Some(curvature.importance()), &mut bytes)
         };
         encoded.map_err(|e| e.below(start))?;
         let encoded = Matrix::new(ty, count, cols, &bytes, &[]).expect("encoded rows");
-        dequantize(&encoded, 0, &mut back).expect("encoded rows");
-        back.iter_mut().zip(&rows).for_each(|(b, a)| *b -= a);
-        let loss = |rows: &[f32]| rows.chunks_exact(cols).map(|row| curvature.loss(row)).sum::<f64>();
-        Ok((loss(&rows), loss(&back)))
-    });
-    let mut sums = (0.0, 0.0);
-    for part in results {
-        let (output, error) = part?;
-        sums = (sums.0 + output, sums.1 + error);
-    }
-    Ok(sums)
+        dequantize(&encoded, 0, &mut error).expect("encoded rows");
+        error.iter_mut().zip(rows).for_each(|(e, w)| *e -= w);
+        Ok(curvature.loss(&error))
+    })
 }
