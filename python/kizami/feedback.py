@@ -108,7 +108,7 @@ class Moments:
         return {name: (sums, counts) for name, sums, counts in self._observer.entries()}
 
     def curvatures(self, name: str) -> Curvatures | None:
-        """What error feedback makes of the mean ``x xᵀ`` of a tensor's inputs; None where nothing was seen."""
+        """What error feedback makes of a tensor's mean ``x xᵀ``; None where nothing was seen."""
         observed = observed_as(name, self._shapes)
         if observed not in self._curvatures:
             means = self._means(observed)

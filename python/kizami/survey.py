@@ -82,8 +82,8 @@ def survey(
         probed: whether to round all tensors for probes.
 
     Returns:
-        With sensitivities by class; and if ``probed``, tensors as they finally would be in ``TYPICAL``, or what
-        stands in for it.
+        With sensitivities by class; and if ``probed``, tensors as they finally would be in ``TYPICAL``, or
+        what stands in for it.
 
     Raises:
         FormatError: a weight is not finite, or moments are not.
