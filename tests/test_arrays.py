@@ -132,13 +132,13 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(UsageError, match=r"F8_E4M3"):
         kizami.quantize_array(np.ones(256), "F8_E4M3")
     with pytest.raises(
-        UsageError, match=r"found uint8 \[2, 143\], expected uint8 with a last axis of blocks of 144"
+        UsageError, match=r"found uint8 \[2, 143\], expected uint8, at least one row of blocks of 144"
     ):
         kizami.dequantize(blocks[:, :143], "Q4_K")
     with pytest.raises(UsageError, match=r"found float32 \[2, 288\]"):
         kizami.dequantize(np.ones((2, 288), np.float32), "Q4_K")
     with pytest.raises(
-        UsageError, match=r"weights: found shape \[255\], expected a last axis of blocks of 256"
+        UsageError, match=r"weights: found shape \[255\], expected at least one row of blocks of 256"
     ):
         kizami.quantize_array(np.ones(255), "Q4_K")
     with pytest.raises(UsageError, match=r"x: found shape \[1, 255\], expected \[n, 256\] or \[256\]"):
@@ -151,3 +151,10 @@ def test_what_does_not_fit_is_named():
         kizami.quantize_array(np.where(np.arange(256) == 3, np.nan, 1.0), "Q4_K")
     with pytest.raises(FormatError, match="imatrix"):
         kizami.quantize_array(np.ones(256), "Q4_K", np.ones(255))
+
+
+def test_importance_of_another_shape_is_named():
+    weights = np.ones((2, 256), np.float32)
+    for wrong in (np.ones(255), np.ones((2, 256)), 1.0):
+        with pytest.raises(UsageError, match=r"importance: found shape .*expected \[256\]"):
+            kizami.quantize_array(weights, "Q4_K", wrong)

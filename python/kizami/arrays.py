@@ -46,17 +46,21 @@ def quantize_array(weights: ArrayLike, type: str, importance: ArrayLike | None =
         uint8 `[..., bytes of a row]`, the same on every machine.
 
     Raises:
-        UsageError: the type is unknown or the rows do not divide into its blocks.
-        FormatError: a weight is infinite or NaN, an importance is negative, or there are not `cols` of them.
+        UsageError: the type is unknown, there are no weights or their rows do not divide into its blocks, or
+            there are not `cols` importances.
+        FormatError: a weight is infinite or NaN, or an importance is negative.
     """
     values = np.ascontiguousarray(weights, np.float32)
     name, block, block_bytes = _format(type)
     if values.ndim == 0 or values.size == 0 or values.shape[-1] % block:
         raise UsageError(
-            f"weights: found shape {list(values.shape)}, expected a last axis of blocks of {block} for {name}"
+            f"weights: found shape {list(values.shape)}, "
+            f"expected at least one row of blocks of {block} for {name}"
         )
     cols = values.shape[-1]
     rows = values.size // cols
+    if importance is not None and np.shape(importance) != (cols,):
+        raise UsageError(f"importance: found shape {list(np.shape(importance))}, expected [{cols}]")
     plain = _core.Tensor("F32", (rows, cols), [values.reshape(-1).view(np.uint8)])
     costs = None if importance is None else np.ascontiguousarray(importance, np.float32).reshape(1, -1)
     encoded = np.asarray(plain.encode(name, costs), np.uint8)
@@ -103,7 +107,7 @@ def _tensor(blocks: NDArray[np.uint8], type: str) -> tuple[_core.Tensor, tuple[i
     data = np.asarray(blocks)
     if data.dtype != np.uint8 or data.ndim == 0 or data.size == 0 or data.shape[-1] % block_bytes:
         raise UsageError(
-            f"blocks: found {data.dtype} {list(data.shape)}, expected uint8 with a last axis of blocks of "
+            f"blocks: found {data.dtype} {list(data.shape)}, expected uint8, at least one row of blocks of "
             f"{block_bytes} bytes for {name}"
         )
     cols = data.shape[-1] // block_bytes * block

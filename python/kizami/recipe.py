@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,9 @@ class Request:
             UsageError: they do not.
             InputOutputError, FormatError: a file is not readable, or not what it should be.
         """
+        for name, value in (("bpw", bpw), ("size", size), ("split_size", split_size)):
+            if value is not None and not isinstance(value, Real):
+                raise UsageError(f"{name}: found {value!r}, expected a number")
         if sum(option is not None for option in (bpw, size, type, preset, plan)) != 1:
             raise UsageError("budget: expected exactly one of bpw, size, type, preset and plan")
         if plan is not None and (pins or floors):

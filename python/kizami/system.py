@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from kizami import _core
+from kizami.errors import UsageError
 
 
 def info() -> dict[str, Any]:
@@ -79,3 +80,14 @@ def _read(path: Path) -> int | None:
         return int(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def check_environment() -> None:
+    """A misspelt instruction set would be no limit at all.
+
+    Raises:
+        UsageError: ``KIZAMI_ISA`` names none that this build knows.
+    """
+    asked, known = os.environ.get("KIZAMI_ISA"), _core.isa_levels()
+    if asked and asked not in known:
+        raise UsageError(f"KIZAMI_ISA: found {asked!r}, expected one of {', '.join(known)}")

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from kizami import system
 from kizami.errors import FormatError, KizamiError
 
 INTERRUPTED = 130
@@ -53,6 +54,10 @@ class Command(click.Command):
         _lenient_streams()
         # Left only after the handlers, so that nothing an error holds (a partial file) outlives it.
         sys.exit(_exit_code(run))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        system.check_environment()
+        return super().invoke(ctx)
 
 
 class Group(Command, click.Group):
