@@ -109,7 +109,8 @@ class Request:
             UsageError: they do not.
             InputOutputError, FormatError: a file is not readable, or not what it should be.
         """
-        for name, value in (("bpw", bpw), ("size", size), ("split_size", split_size)):
+        numbers: dict[str, Any] = {"bpw": bpw, "size": size, "split_size": split_size}
+        for name, value in numbers.items():
             if value is not None and not isinstance(value, Real):
                 raise UsageError(f"{name}: found {value!r}, expected a number")
         if sum(option is not None for option in (bpw, size, type, preset, plan)) != 1:
