@@ -147,22 +147,13 @@ class Choices:
         Raises:
             UsageError: not exactly one budget, or one below the smallest possible (the message says which).
         """
+        self.check(bpw=bpw, size=size)
         least = self.smallest
-        if (bpw is None) == (size is None):
-            raise UsageError("budget: expected exactly one of bpw and size")
         if bpw is not None:
-            if not (math.isfinite(bpw) and bpw > 0):
-                raise UsageError(f"bpw: found {bpw}, expected a positive number")
-            if bpw < least.bpw:
-                at_least = f"{math.ceil(least.bpw * 1e4) / 1e4:g}, {self._smallest_possible}"
-                raise UsageError(f"bpw: found {bpw:g}, expected at least {at_least}")
             counted = [[t.bytes for t in options] for options in self._options]
             budget = max(math.floor(bpw * least.weights / 8), least.tensor_bytes)
         else:
             assert size is not None
-            if size < least.file_bytes:
-                at_least = f"{least.file_bytes:,}, {self._smallest_possible}"
-                raise UsageError(f"size: found {size:,} bytes, expected at least {at_least}")
             align = int(self._source.metadata.get("general.alignment", 32))
             counted = [[_padded(t, align) for t in options] for options in self._options]
             # What is left is the header.
@@ -173,6 +164,25 @@ class Choices:
         predicted = sum(cost[i] for cost, i in zip(costs, chosen, strict=True))
         errors = {t.name: self._error(t) for t in tensors if t.name in self._sensitivities}
         return Plan(tensors, self._file_bytes(tensors) - self._reserve, predicted, errors)
+
+    def check(self, *, bpw: float | None = None, size: int | None = None) -> None:
+        """Whether there is a plan within a budget; known without measuring anything.
+
+        Raises:
+            UsageError: not exactly one budget, or one below the smallest possible (the message says which).
+        """
+        least = self.smallest
+        if (bpw is None) == (size is None):
+            raise UsageError("budget: expected exactly one of bpw and size")
+        if bpw is not None:
+            if not (math.isfinite(bpw) and bpw > 0):
+                raise UsageError(f"bpw: found {bpw}, expected a positive number")
+            if bpw < least.bpw:
+                at_least = f"{math.ceil(least.bpw * 1e4) / 1e4:g}, {self._smallest_possible}"
+                raise UsageError(f"bpw: found {bpw:g}, expected at least {at_least}")
+        elif size is not None and size < least.file_bytes:
+            at_least = f"{least.file_bytes:,}, {self._smallest_possible}"
+            raise UsageError(f"size: found {size:,} bytes, expected at least {at_least}")
 
     def uniform(self, type_name: str) -> Plan:
         """Every tensor that may lose bits in one type, without pins and floors."""

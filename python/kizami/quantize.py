@@ -1,7 +1,7 @@
-"""From a model to a GGUF of the size asked for: calibrate, plan, encode, write.
+"""From a model to a GGUF of the size asked for: survey or calibrate, probe, plan, encode, write.
 
-Each step is a file and a command of its own; this does them all. The output appears under its name
-only when it is whole, and an interrupted job is gone on with: see job.py.
+Knows the order of the steps, and which of them a request needs. Does not know how any of them is done, nor
+how an interrupted job is gone on with (job.py).
 """
 
 from __future__ import annotations
@@ -248,7 +248,18 @@ def quantize(
     start = time.perf_counter()
     inputs = (src, plan, imatrix, calibration)
     request = Request.read(
-        bpw, size, type, preset, plan, pins, floors, imatrix, calibration, ctx, rounding, split_size
+        bpw=bpw,
+        size=size,
+        type=type,
+        preset=preset,
+        plan=plan,
+        pins=pins,
+        floors=floors,
+        imatrix=imatrix,
+        calibration=calibration,
+        ctx=ctx,
+        rounding=rounding,
+        split_size=split_size,
     )
     if resume and force:
         raise UsageError("unfinished job: found both resume and force, expected at most one")
@@ -300,41 +311,43 @@ def _run(
 ) -> tuple[Plan, list[Shard]]:
     """The plan and the layout of the output; with a job its tensors are written, too.
 
-    What the first pass over the text finds, a job remembers: the imatrix in a file, the rest as the plan.
+    What the first pass over the text finds, a job remembers: the imatrix in a file, the rest as the plan. The
+    second pass, for feedback, only needs the plan: where that stands already there is no first one.
     """
     model = cache(lambda: from_source(source, activations="f32"))
     windows = cache(lambda: calibration_windows(model(), request.text or "", request.n_ctx))
-    fed = request.rounded_on() is not None
+    calibration = request.rounded_on()
+    fed = calibration is not None
+    if fed:
+        windows()  # a text that is too short is known before anything is written
     planned = request.fixed(source)
 
     @cache
     def surveyed() -> Survey:
-        found = Imatrix(chunks=len(windows()), chunk_size=windows().shape[1], datasets=[request.dataset])
+        found = Imatrix(chunks=len(windows()), chunk_size=request.n_ctx, datasets=[request.dataset])
         layers = feedback.layers(model(), windows(), stage="survey", progress=progress)
         return survey(source, layers, found)
 
+    def measure() -> Imatrix:
+        if fed:
+            return surveyed().imatrix
+        text, n_ctx = request.text or "", request.n_ctx
+        return calibrate(model(), text, n_ctx=n_ctx, dataset=request.dataset, progress=progress)
+
     importance = request.imatrix
     if request.text is not None and not (fed and planned is not None):
-        # Rounding with feedback takes moments, in the second pass; a plan that stands needs no first one.
-
-        def measure() -> Imatrix:
-            if fed:
-                return surveyed().imatrix
-            text, n_ctx = request.text or "", request.n_ctx
-            return calibrate(model(), text, n_ctx=n_ctx, dataset=request.dataset, progress=progress)
-
         importance = job.imatrix(measure) if job else measure()
+
+    def choose() -> dict[str, Any]:
+        if not fed:
+            return asdict(request.choose(source, importance, progress=progress))
+        found = surveyed()
+        sensitivities = probe(model(), windows(), TYPICAL, found.plain, importance, progress)
+        return asdict(request.choose(source, importance, found.distortions, sensitivities, progress))
+
     if planned is None:
-
-        def choose() -> dict[str, Any]:
-            if not fed:
-                return asdict(request.choose(source, importance, progress=progress))
-            found = surveyed()
-            sensitivities = probe(model(), windows(), TYPICAL, found.plain, importance, progress)
-            return asdict(request.choose(source, importance, found.distortions, sensitivities, progress))
-
         planned = Plan.from_dict(job.remembered("plan", choose) if job else choose())
-    metadata = output_metadata(source, types_of(planned), importance, request.rounded_on())
+    metadata = output_metadata(source, types_of(planned), importance, calibration)
     files = shards(out, metadata, file_layout(planned.tensors), request.split_size)
     if job is not None:
         for file in files:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kizami import system
-from kizami.allocation import make_plan
+from kizami.allocation import Choices
 from kizami.distortion import Distortions
 from kizami.errors import FormatError, InputOutputError, UsageError
 from kizami.imatrix import Imatrix
@@ -90,6 +90,7 @@ class Request:
     @classmethod
     def read(
         cls,
+        *,
         bpw: float | None,
         size: int | None,
         type: str | None,
@@ -99,7 +100,7 @@ class Request:
         floors: Mapping[str, str] | None,
         imatrix: Where | None,
         calibration: Where | None,
-        n_ctx: int,
+        ctx: int,
         rounding: str | None,
         split_size: int | None,
     ) -> Request:
@@ -131,7 +132,7 @@ class Request:
             imatrix=None if imatrix is None else Imatrix.read(imatrix),
             text=None if calibration is None else read_text(calibration),
             dataset=Path(calibration or "").name,
-            n_ctx=n_ctx,
+            n_ctx=ctx,
             rounding=rounding or ("plain" if calibration is None else "feedback"),
             split_size=split_size,
         )
@@ -169,13 +170,17 @@ class Request:
         return text_hash(self.text) if self.text is not None and self.rounding == "feedback" else None
 
     def check(self, source: Any) -> None:
-        """Finds out what is wrong with pins, floors and preset for the model.
+        """Finds out what is wrong with pins, floors and budget for the model, without measuring anything.
 
         Raises:
             UsageError: something is.
         """
-        Rules(_shapes(source), self.pins, self.floors)
-        self._bpw(source)
+        if self.type is not None or self.types is not None:
+            Rules(_shapes(source), self.pins, self.floors)
+        else:
+            # Of an imatrix to be measured the header's size is known: it depends on the name of its text.
+            measured = self.imatrix if self.text is None else Imatrix(datasets=[self.dataset])
+            self._choices(source, measured).check(bpw=self._bpw(source), size=self.size)
 
     def _bpw(self, source: Any) -> float | None:
         """The budget in bits per weight, if it is one."""
@@ -195,12 +200,22 @@ class Request:
         sensitivities: Mapping[str, float] | None = None,
         progress: Progress | None = None,
     ) -> Plan:
-        """The best plan within the budget, which is one of all files together; arguments are make_plan's."""
+        """The best plan within the budget; arguments are those of :class:`kizami.allocation.Choices`."""
+        choices = self._choices(source, imatrix, distortions, sensitivities, progress)
+        return choices.best(bpw=self._bpw(source), size=self.size)
+
+    def _choices(
+        self,
+        source: Any,
+        imatrix: Imatrix | None,
+        distortions: Distortions | None = None,
+        sensitivities: Mapping[str, float] | None = None,
+        progress: Progress | None = None,
+    ) -> Choices:
+        # A budget in bytes is one of all files together.
         split = None if self.size is None or self.split_size is None else overhead(self.size, self.split_size)
-        return make_plan(
+        return Choices(
             source,
-            bpw=self._bpw(source),
-            size=self.size,
             imatrix=imatrix,
             distortions=distortions,
             sensitivities=sensitivities,
@@ -217,10 +232,8 @@ class Request:
             return self.size
         if (fixed := self.fixed(source)) is not None:
             return fixed.file_bytes
-        bpw = self._bpw(source)
-        if bpw is None or not math.isfinite(bpw):
-            return 0  # the planner refuses it
-        return int(sum(map(math.prod, _shapes(source).values())) * bpw / 8)
+        weights = sum(map(math.prod, _shapes(source).values()))
+        return int(weights * (self._bpw(source) or 0.0) / 8)
 
 
 def _shapes(source: Any) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ import numpy as np
 from kizami import _core
 from kizami.distortion import Distortions, relative_error
 from kizami.feedback import Moments
-from kizami.formats import candidates, fitting, quantizable
+from kizami.formats import TYPES, candidates, fitting, quantizable
 from kizami.imatrix import Imatrix
 
 # Rows sampled of a tensor, in how many of its matrices at most.
@@ -62,10 +62,12 @@ def survey(
     for prefix, moments in layers:
         imatrix.entries.update(moments.entries())
         for name in [name for name in names if name.startswith(prefix)]:
-            if moments.curvatures(name) is None:
+            loses = any(TYPES[t]["quantized"] for t in candidates(shapes[name]))
+            if not loses or moments.curvatures(name) is None:
                 continue
             sample = Sample(source[name], name, moments)
-            errors[name] = {t: sample.error(t) for t in candidates(shapes[name])}
+            own = source[name].type  # in which the bytes are copied
+            errors[name] = {t: 0.0 if t == own else sample.error(t) for t in candidates(shapes[name])}
             plain[name] = sample.error(fitting(TYPICAL, shapes[name]), feedback=False)
     for name in [name for name in names if name not in errors]:
         errors[name] = {t: relative_error(source[name], t, name, imatrix) for t in candidates(shapes[name])}
@@ -74,7 +76,7 @@ def survey(
 
 
 class Sample:
-    """Some rows of some matrices of a tensor, evenly spread; experts count by the tokens they saw."""
+    """Some rows of some matrices of a tensor, evenly spread; experts count by the tokens they saw, or one."""
 
     def __init__(self, tensor: _core.Tensor, name: str, moments: Moments) -> None:
         shape = tuple(tensor.shape)
@@ -90,7 +92,7 @@ class Sample:
             weights = tensor.at(index).dequantize()[rows]
             sampled = _core.Tensor("F32", weights.shape, [weights.reshape(-1).view(np.uint8)])
             curvature = curvatures[index % len(curvatures)]
-            self._parts.append((sampled, curvature, float(tokens[index % len(tokens)])))
+            self._parts.append((sampled, curvature, max(1.0, float(tokens[index % len(tokens)]))))
 
     def error(self, type_name: str, feedback: bool = True) -> float:
         """Mean square of what a type does to the outputs over that of the outputs, of the sampled rows."""
