@@ -154,7 +154,7 @@ def test_layers_that_are_done_only_pass_tokens_on(model):
 
 
 def test_a_lost_imatrix_is_measured_again(model, often, tmp_path):
-    options = {"bpw": 4.0, "calibration": model / "calibration.txt"}
+    options = {"type": "Q4_0", "calibration": model / "calibration.txt", "rounding": "plain"}
     package.quantize(model, tmp_path / "whole.gguf", **options)
     out, kept = tmp_path / "out.gguf", tmp_path / "out.gguf.kizami-imatrix"
     interrupt(model, out, **options)
