@@ -28,12 +28,12 @@ def ids(model):
 
 def moments_of(model, ids):
     """Every tensor's observed moments: name -> (sums, tokens)."""
-    names = set(model.tensors)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.source.items()}
     found = {}
     for prefix, moments in feedback.layers(model, ids):
-        for name in names:
+        for name in shapes:
             if name.startswith(prefix):
-                observed = feedback.observed_as(name, names)
+                observed = feedback.observed_as(name, shapes)
                 if (seen := moments._observer.moments(observed)) is not None:
                     found[name] = seen
     return found
@@ -74,18 +74,23 @@ def test_moments_depend_neither_on_threads_nor_on_batches(model, ids, monkeypatc
         _core.set_threads(before)
 
 
-def test_tensors_of_one_input_share_their_moments():
-    names = {f"blk.1.{part}.weight" for part in ("attn_kv_a_mqa", "attn_q_a", "ffn_gate_inp", "ffn_up_exps")}
-    names |= {"blk.0.ffn_gate.weight", "blk.0.ffn_up.weight", "blk.1.attn_output.weight", "output.weight"}
+def test_tensors_of_one_input_share_their_moments(monkeypatch):
+    parts = ("attn_kv_a_mqa", "attn_q_a", "ffn_gate_inp", "ffn_gate_shexp", "ffn_up_shexp", "attn_output")
+    shapes = {f"blk.1.{part}.weight": (8, 64) for part in parts}
+    shapes |= {f"blk.1.ffn_{part}_exps.weight": (4, 8, 64) for part in ("gate", "up")}
+    shapes |= {f"{name}.weight": (8, 64) for name in ("blk.0.ffn_gate", "blk.0.ffn_up", "output")}
 
     def observed(part):
-        return feedback.observed_as(f"{part}.weight", names).removesuffix(".weight")
+        return feedback.observed_as(f"{part}.weight", shapes).removesuffix(".weight")
 
     assert observed("blk.1.attn_q_a") == "blk.1.attn_kv_a_mqa"
-    assert observed("blk.1.ffn_up_exps") == "blk.1.ffn_gate_inp"
+    assert observed("blk.1.ffn_up_shexp") == observed("blk.1.ffn_gate_shexp") == "blk.1.ffn_gate_inp"
+    assert observed("blk.1.ffn_up_exps") == "blk.1.ffn_gate_exps"
     assert observed("blk.0.ffn_up") == "blk.0.ffn_gate"
     assert observed("blk.1.attn_output") == "blk.1.attn_output"
     assert observed("output") == "output"
+    monkeypatch.setattr(feedback, "MOST_GATES", 8 * 4 * 64**2 - 1)
+    assert observed("blk.1.ffn_up_exps") == observed("blk.1.ffn_gate_exps") == "blk.1.ffn_gate_inp"
 
 
 @pytest.mark.parametrize("type_name", ["IQ2_XXS", "Q4_K"])

@@ -130,8 +130,9 @@ def test_calibration_and_plan_are_not_made_again(model, cases, often, tmp_path, 
     options = {"bpw": 4.0, "calibration": model / "calibration.txt"}
     out = tmp_path / "out.gguf"
     interrupt(model, out, tensors=20, **options)
-    monkeypatch.setattr(quantize, "calibrate", None)
-    monkeypatch.setattr("kizami.recipe.make_plan", None)
+    for step in ("survey", "probe", "calibrate"):
+        monkeypatch.setattr(quantize, step, None)
+    monkeypatch.setattr("kizami.recipe.Choices.best", None)
     report = package.quantize(model, out, resume=True, **options)
     assert kills.hashes(tmp_path) == cases["feedback"].expected
     assert report.predicted_kld is not None and any(t["error"] for t in report.tensors)
@@ -153,7 +154,7 @@ def test_layers_that_are_done_only_pass_tokens_on(model):
 
 
 def test_a_lost_imatrix_is_measured_again(model, often, tmp_path):
-    options = {"type": "Q4_0", "calibration": model / "calibration.txt"}
+    options = {"type": "Q4_0", "calibration": model / "calibration.txt", "rounding": "plain"}
     package.quantize(model, tmp_path / "whole.gguf", **options)
     out, kept = tmp_path / "out.gguf", tmp_path / "out.gguf.kizami-imatrix"
     interrupt(model, out, **options)
@@ -350,7 +351,7 @@ def test_a_disk_too_small_is_known_before_the_work(model, tmp_path, monkeypatch,
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1234))
     monkeypatch.setattr(quantize, "encode", None)
-    monkeypatch.setattr("kizami.recipe.make_plan", None)
+    monkeypatch.setattr("kizami.recipe.Choices.best", None)
     with pytest.raises(InputOutputError, match=r"needs [\d,]+ bytes, 1,234 are free"):
         package.quantize(model, tmp_path / "out.gguf", **options)
     assert names(tmp_path) == []

@@ -212,13 +212,17 @@ def test_rules_do_not_go_with_a_plan_to_replay(source, tmp_path):
         kizami.quantize(EMBEDDED, tmp_path / "out.gguf", plan=path, pins={"attn_": "Q6_K"})
 
 
-def test_wrong_rules_and_presets_are_found_before_calibration(tmp_path, monkeypatch):
+def test_wrong_rules_and_budgets_are_found_before_calibration(tmp_path, monkeypatch):
     module = sys.modules["kizami.quantize"]  # the package has a function of that name
-    monkeypatch.setattr(module, "calibrate", lambda *_args, **_options: pytest.fail("calibrates"))
+    for step in ("calibrate", "survey"):
+        monkeypatch.setattr(module, step, lambda *_args, **_options: pytest.fail("measures"))
     text, out = EMBEDDED / "calibration.txt", tmp_path / "out.gguf"
-    for wrong in ({"bpw": 3.0, "pins": {"nothing": "Q6_K"}}, {"preset": "Q4_K_X"}):
-        with pytest.raises(UsageError, match="nothing|Q4_K_X"):
-            kizami.quantize(EMBEDDED, out, calibration=text, **wrong)
+    wrong = [{"bpw": 3.0, "pins": {"nothing": "Q6_K"}}, {"preset": "Q4_K_X"}, {"bpw": 0.5}]
+    for options in [*wrong, {"size": 1_000_000}, {"size": 4_000_000, "floors": {".": "Q4_K"}}]:
+        for rounding in ("feedback", "plain"):
+            with pytest.raises(UsageError, match="nothing|Q4_K_X|the smallest possible"):
+                kizami.quantize(EMBEDDED, out, calibration=text, rounding=rounding, **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- curves --------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from kizami.sensitivity import class_of
 WINDOWS = 16
 # Multiply-adds that all probes together may take, as if every weight met every token; beyond, there are none.
 MOST_WORK = 1 << 45
-# Bytes that the reference's log-probabilities may take.
+# Bytes that the reference's logits may take.
 MOST_BYTES = 1 << 30
 # How far priors may be off, as a standard deviation of logarithms.
 DOUBT = 0.7
@@ -60,7 +60,7 @@ def windows_apart(model: Model, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """
     weights = sum(math.prod(tensor.shape) for tensor in model.source.values())
     groups = len(_groups(name for name, tensor in model.source.items() if len(tensor.shape) > 1))
-    fit = MOST_BYTES // (8 * ids.shape[1] * model.source["token_embd.weight"].shape[0])
+    fit = MOST_BYTES // (2 * ids.shape[1] * model.source["token_embd.weight"].shape[0])
     count = min(len(ids) // 4, WINDOWS, fit)
     if count < 1 or groups * count * ids.shape[1] * weights > MOST_WORK:
         return ids, ids[:0]
@@ -97,15 +97,15 @@ def probe(
         return {}
     errors = {name: distortions.errors[name][tensor.type] for name, tensor in rounded.items()}
     groups = _groups(errors)
-    reference = [log_softmax(logits) for logits in scored_logits(model, ids)]
+    reference = list(scored_logits(model, ids))
     found: dict[str, float] = {}
     for done, names in enumerate(groups.values(), 1):
         probed = from_source(
             Replaced(model.source, {name: rounded[name] for name in names}), activations="f32"
         )
         windows = []
-        for p, logits in zip(reference, scored_logits(probed, ids), strict=True):
-            q = log_softmax(logits)
+        for expected, logits in zip(reference, scored_logits(probed, ids), strict=True):
+            p, q = log_softmax(expected), log_softmax(logits)
             windows.append(float((np.exp(p) * (p - q)).sum(axis=1).mean()))
         for name in names:
             total = sum(errors[n] for n in names)

@@ -1,7 +1,7 @@
-"""From a model to a GGUF of the size asked for: calibrate, plan, encode, write.
+"""From a model to a GGUF of the size asked for: survey or calibrate, plan, encode, write.
 
-Each step is a file and a command of its own; this does them all. The output appears under its name
-only when it is whole, and an interrupted job is gone on with: see job.py.
+Knows the order of the steps, and which of them a request needs. Does not know how any of them is done, nor
+how an interrupted job is gone on with (job.py).
 """
 
 from __future__ import annotations
@@ -244,7 +244,18 @@ def quantize(
     start = time.perf_counter()
     inputs = (src, plan, imatrix, calibration)
     request = Request.read(
-        bpw, size, type, preset, plan, pins, floors, imatrix, calibration, ctx, rounding, split_size
+        bpw=bpw,
+        size=size,
+        type=type,
+        preset=preset,
+        plan=plan,
+        pins=pins,
+        floors=floors,
+        imatrix=imatrix,
+        calibration=calibration,
+        ctx=ctx,
+        rounding=rounding,
+        split_size=split_size,
     )
     if resume and force:
         raise UsageError("unfinished job: found both resume and force, expected at most one")
@@ -300,8 +311,11 @@ def _run(
     """
     model = cache(lambda: from_source(source, activations="f32"))
     windows = cache(lambda: calibration_windows(model(), request.text or "", request.n_ctx))
-    fed = request.rounded_on() is not None
+    calibration = request.rounded_on()
+    fed = calibration is not None
     planned = request.fixed(source)
+    if fed:
+        windows()  # a text that is too short is known before anything is written
 
     @cache
     def surveyed() -> Survey:
@@ -329,7 +343,7 @@ def _run(
             )
 
         planned = Plan.from_dict(job.remembered("plan", choose) if job else choose())
-    metadata = output_metadata(source, types_of(planned), importance, request.rounded_on())
+    metadata = output_metadata(source, types_of(planned), importance, calibration)
     files = shards(out, metadata, file_layout(planned.tensors), request.split_size)
     if job is not None:
         for file in files:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kizami import system
-from kizami.allocation import Choices, make_plan
+from kizami.allocation import Choices
 from kizami.distortion import Distortions
 from kizami.errors import FormatError, InputOutputError, UsageError
 from kizami.imatrix import Imatrix
@@ -24,6 +24,7 @@ from kizami.journal import digest
 from kizami.plan import Plan, load_types, plan_from_types, uniform_plan
 from kizami.presets import preset_bpw
 from kizami.provenance import text_hash
+from kizami.rules import Rules
 from kizami.shards import check_split_size, overhead
 
 Progress = Callable[[str, int, int], None]
@@ -90,6 +91,7 @@ class Request:
     @classmethod
     def read(
         cls,
+        *,
         bpw: float | None,
         size: int | None,
         type: str | None,
@@ -99,7 +101,7 @@ class Request:
         floors: Mapping[str, str] | None,
         imatrix: Where | None,
         calibration: Where | None,
-        n_ctx: int,
+        ctx: int,
         rounding: str | None,
         split_size: int | None,
     ) -> Request:
@@ -113,6 +115,8 @@ class Request:
         for name, value in numbers.items():
             if value is not None and not isinstance(value, Real):
                 raise UsageError(f"{name}: found {value!r}, expected a number")
+        if split_size is not None:
+            check_split_size(split_size)
         if sum(option is not None for option in (bpw, size, type, preset, plan)) != 1:
             raise UsageError("budget: expected exactly one of bpw, size, type, preset and plan")
         if plan is not None and (pins or floors):
@@ -135,7 +139,7 @@ class Request:
             imatrix=None if imatrix is None else Imatrix.read(imatrix),
             text=None if calibration is None else read_text(calibration),
             dataset=Path(calibration or "").name,
-            n_ctx=n_ctx,
+            n_ctx=ctx,
             rounding=rounding or ("plain" if calibration is None else "feedback"),
             split_size=split_size,
         )
@@ -173,20 +177,17 @@ class Request:
         return text_hash(self.text) if self.text is not None and self.rounding == "feedback" else None
 
     def check(self, source: Any) -> None:
-        """Finds out, before anything is measured, what cannot be done with the model.
+        """Finds out what is wrong with pins, floors and budget for the model, without measuring anything.
 
         Raises:
-            UsageError: pins, floors, preset or split size are wrong, or the budget is too small.
+            UsageError: something is.
         """
-        if self.split_size is not None:
-            check_split_size(self.split_size)
-        if self.fixed(source) is None:
-            choices = Choices(source, pins=self.pins, floors=self.floors, reserve=self._reserve())
-            choices.check(bpw=self._bpw(source), size=self.size)
-
-    def _reserve(self) -> int:
-        """Bytes of the budget for the headers of a split set."""
-        return 0 if self.size is None or self.split_size is None else overhead(self.size, self.split_size)
+        if self.type is not None or self.types is not None:
+            Rules(_shapes(source), self.pins, self.floors)
+        else:
+            # Of an imatrix to be measured the header's size is known: it depends on the name of its text.
+            measured = self.imatrix if self.text is None else Imatrix(datasets=[self.dataset])
+            self._choices(source, measured).check(bpw=self._bpw(source), size=self.size)
 
     def _bpw(self, source: Any) -> float | None:
         """The budget in bits per weight, if it is one."""
@@ -206,18 +207,29 @@ class Request:
         sensitivities: Mapping[str, float] | None = None,
         progress: Progress | None = None,
     ) -> Plan:
-        """The best plan within the budget, which is one of all files together; arguments are make_plan's."""
-        return make_plan(
+        """The best plan within the budget; arguments are those of :class:`kizami.allocation.Choices`."""
+        choices = self._choices(source, imatrix, distortions, sensitivities, progress)
+        return choices.best(bpw=self._bpw(source), size=self.size)
+
+    def _choices(
+        self,
+        source: Any,
+        imatrix: Imatrix | None,
+        distortions: Distortions | None = None,
+        sensitivities: Mapping[str, float] | None = None,
+        progress: Progress | None = None,
+    ) -> Choices:
+        # A budget in bytes is one of all files together.
+        split = None if self.size is None or self.split_size is None else overhead(self.size, self.split_size)
+        return Choices(
             source,
-            bpw=self._bpw(source),
-            size=self.size,
             imatrix=imatrix,
             distortions=distortions,
             sensitivities=sensitivities,
             pins=self.pins,
             floors=self.floors,
             calibration=self.rounded_on(),
-            reserve=self._reserve(),
+            reserve=split or 0,
             progress=progress,
         )
 
@@ -227,10 +239,8 @@ class Request:
             return self.size
         if (fixed := self.fixed(source)) is not None:
             return fixed.file_bytes
-        bpw = self._bpw(source)
-        if bpw is None or not math.isfinite(bpw):
-            return 0  # the planner refuses it
-        return int(sum(map(math.prod, _shapes(source).values())) * bpw / 8)
+        weights = sum(map(math.prod, _shapes(source).values()))
+        return int(weights * (self._bpw(source) or 0.0) / 8)
 
 
 def _shapes(source: Any) -> dict[str, tuple[int, ...]]:
