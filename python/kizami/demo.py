@@ -1,4 +1,4 @@
-"""The whole path on the embedded model: calibrate, plan, quantize twice, evaluate, generate.
+"""The whole path on the embedded model: survey, probe, plan, quantize twice, evaluate, generate.
 
 What ``kizami demo`` runs: a file of one type with every weight rounded by itself, and one that is not larger,
 with a type per tensor and error feedback, as ``kizami quantize`` makes it; both held against the FP8 source

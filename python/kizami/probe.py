@@ -77,15 +77,15 @@ def probe(
         layer, _, _ = name.removeprefix("blk.").partition(".")
         groups.setdefault((layer, class_of(name)), []).append(name)
     ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), WINDOWS)).round().astype(int))]
-    reference = [log_softmax(logits) for logits in scored_logits(model, ids)]
+    reference = list(scored_logits(model, ids))
     priors = sensitivities(errors)
     found: dict[str, float] = {}
     for done, names in enumerate(groups.values(), 1):
         tensors = {name: _rounded(model.source[name], type_name, name, imatrix) for name in names}
         probed = from_source(Replaced(model.source, tensors), activations="f32")
         windows = []
-        for p, logits in zip(reference, scored_logits(probed, ids), strict=True):
-            q = log_softmax(logits)
+        for expected, logits in zip(reference, scored_logits(probed, ids), strict=True):
+            p, q = log_softmax(expected), log_softmax(logits)
             windows.append(float((np.exp(p) * (p - q)).sum(axis=1).mean()))
         for name in names:
             total = sum(errors[n] for n in names)
