@@ -2,8 +2,10 @@
 
 Error feedback (docs/quantizer.md) rounds a weight with the errors of the weights before it in mind, as
 far as their inputs are correlated. So it wants the second moments ``sum of x xᵀ``: too many numbers to
-keep for a whole model, and therefore all windows pass through one layer at a time, and whoever rounds that
-layer takes its moments before the next one begins. Knows models and statistics; neither types nor files.
+keep for a whole model, and therefore all windows pass through one layer at a time, and whoever measures or
+rounds that layer takes its moments before the next one begins.
+
+Knows models and statistics; neither types nor files.
 """
 
 from __future__ import annotations
