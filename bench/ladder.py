@@ -32,7 +32,7 @@ PRESETS = (
     "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M Q2_K_S Q2_K IQ3_XXS IQ3_XS IQ3_S IQ3_M Q3_K_S Q3_K_M Q3_K_L "
     "IQ4_XS IQ4_NL Q4_K_S Q4_K_M Q5_K_S Q5_K_M"
 ).split()
-# Types of the experts' gate and up, their down, and all that is always active; base Q4_K_M, output Q6_K.
+# Types of the experts' gate and up, of their down, and of all that is always active but the head (Q6_K).
 HAND = {
     "hand-1.58": ("iq1_s", "iq2_xxs", "q4_k"),
     "hand-2.0": ("iq2_xxs", "iq2_xs", "q4_k"),
@@ -83,7 +83,7 @@ class Peer:
             if rung in HAND:
                 gate_up, down, active = HAND[rung]
                 preset = "Q4_K_M"
-                words += ["--output-tensor-type", "q6_k"]
+                words += ["--output-tensor-type", "q6_k", "--token-embedding-type", active]
                 for pattern, name in (
                     ("ffn_(gate|up)_exps", gate_up),
                     ("ffn_down_exps", down),
