@@ -98,7 +98,7 @@ class Peer:
     def score(self, file: Path, text: str, n_ctx: int) -> dict[str, float]:
         """Mean and 99.9 % KLD, and how often the likeliest token is the same, of a file on a text."""
         log = file.with_suffix(f".{text}.log")
-        for _ in range(4):
+        for _ in range(12):
             # The tool's closing summary is sometimes lost at exit.
             if log.exists() and "Same top p" in (printed := log.read_text(errors="replace")):
                 mean = re.search(r"Mean +KLD: +([-\d.]+) ± +([\d.]+)", printed)

@@ -78,7 +78,8 @@ class Curvatures(Sequence[_core.Curvature]):
     def __getitem__(self, index: int | slice) -> _core.Curvature | Sequence[_core.Curvature]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return _core.Curvature(self._means[index]) if self._only is None else self._only
+        mean = self._means[index]  # IndexError where iteration ends
+        return _core.Curvature(mean) if self._only is None else self._only
 
 
 def encode(
