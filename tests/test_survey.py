@@ -186,9 +186,10 @@ def test_every_tensor_has_a_sensitivity(model, ids, surveyed):
     assert all(np.isfinite(value) and value > 0 for value in values.values())
     groups = {(name.split(".")[1] if name.startswith("blk.") else name, class_of(name)) for name in values}
     assert seen == [("probe", i + 1, len(groups)) for i in range(len(groups))]
-    # Gate and up of a layer are probed together.
+    # Gate and up of a layer are probed together; what is left between them is that of their priors.
+    gate, up = (values[f"blk.3.ffn_{part}_exps.weight"] for part in ("gate", "up"))
+    assert gate == pytest.approx(up, rel=0.1)
     assert values["blk.3.attn_v_b.weight"] != values["blk.4.attn_v_b.weight"]
-    assert values["blk.3.attn_k_b.weight"] == values["blk.3.attn_v_b.weight"]
     # What all of it in the coarse type is predicted to cost is not far from what classes tell.
     costs = [
         sum(by[name] * found.distortions.errors[name][tensor.type] for name, tensor in rounded.items())
