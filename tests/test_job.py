@@ -130,7 +130,7 @@ def test_calibration_and_plan_are_not_made_again(model, cases, often, tmp_path, 
     options = {"bpw": 4.0, "calibration": model / "calibration.txt"}
     out = tmp_path / "out.gguf"
     interrupt(model, out, tensors=20, **options)
-    for step in ("survey", "probe", "calibrate"):
+    for step in ("first_pass", "calibrate"):
         monkeypatch.setattr(quantize, step, None)
     monkeypatch.setattr("kizami.recipe.Choices.best", None)
     report = package.quantize(model, out, resume=True, **options)

@@ -214,7 +214,7 @@ def test_rules_do_not_go_with_a_plan_to_replay(source, tmp_path):
 
 def test_wrong_rules_and_budgets_are_found_before_calibration(tmp_path, monkeypatch):
     module = sys.modules["kizami.quantize"]  # the package has a function of that name
-    for step in ("calibrate", "survey"):
+    for step in ("calibrate", "first_pass"):
         monkeypatch.setattr(module, step, lambda *_args, **_options: pytest.fail("measures"))
     text, out = EMBEDDED / "calibration.txt", tmp_path / "out.gguf"
     wrong = [{"bpw": 3.0, "pins": {"nothing": "Q6_K"}}, {"preset": "Q4_K_X"}, {"bpw": 0.5}]
