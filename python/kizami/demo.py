@@ -25,7 +25,7 @@ from kizami.survey import first_pass
 
 EMBEDDED = Path(__file__).parent / "data" / "tiny-deepseek"
 UNIFORM = "IQ2_XXS"
-# Half of the calibration text: enough for eight experts, and the demo stays under two minutes.
+# Half of the calibration text: enough for eight experts, and for the patience of who watches.
 CALIBRATION_TOKENS = 65_536
 # The embedded model was trained on short rows: beyond 256 tokens its perplexity rises fourfold.
 N_CTX = 256

@@ -116,8 +116,12 @@ def plan(
     if preset is not None:
         bpw = preset_bpw(preset, {name: tuple(tensor.shape) for name, tensor in source.items()})
     rules: dict[str, Any] = {"pins": pins, "floors": floors}
+    if text is not None:
+        # The size of its header is known before it is measured.
+        known = {"imatrix": Imatrix(datasets=[os.path.basename(calibration or "")])}
+    rounded_on = None if text is None else text_hash(text)
     if curve is None:
-        Choices(source, **rules).check(bpw=bpw, size=size)  # before anything is measured
+        Choices(source, calibration=rounded_on, **known, **rules).check(bpw=bpw, size=size)
     if text is not None:
         with output.Progress() as progress:
             full = from_source(source, activations="f32")
@@ -134,10 +138,8 @@ def plan(
         _print_curve(found, plot, as_json)
         return
     assert out is not None
-    if text is not None:
-        rules["calibration"] = text_hash(text)
     with output.Progress() as progress:
-        made = make_plan(source, bpw=bpw, size=size, progress=progress, **rules)
+        made = make_plan(source, bpw=bpw, size=size, calibration=rounded_on, progress=progress, **rules)
     made.save(out)
     if as_json:
         output.emit({"path": out, **made.to_dict()})
