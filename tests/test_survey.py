@@ -11,6 +11,8 @@ import pytest
 
 import kizami
 import synthetic
+from commandline import json_of
+from commandline import kizami as kizami_command
 from kizami import _core, feedback, probe
 from kizami.calibrate import calibrate, calibration_windows
 from kizami.demo import EMBEDDED, N_CTX
@@ -300,6 +302,20 @@ def test_a_plan_that_stands_needs_no_survey(job, tmp_path, monkeypatch):
                 dry_run=dry_run,
             )
     assert not (tmp_path / "other.gguf").exists()
+
+
+def test_a_plan_with_a_text_is_that_of_the_job(job, tmp_path):
+    model, options, expected = job
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    made = json_of(kizami_command("plan", model, *words, "--out", tmp_path / "plan.json", "--json"))
+    (tmp_path / "whole.gguf").write_bytes(expected)
+    file = kizami.GGUF(tmp_path / "whole.gguf")
+    assert {t["name"]: t["type"] for t in made["tensors"]} == {name: t.type for name, t in file.items()}
+    assert made["file_bytes"] == len(expected)
+    text = {key: value for key, value in options.items() if key != "bpw"}
+    words = [word for key, value in text.items() for word in (f"--{key}", value)]
+    curve = json_of(kizami_command("plan", model, "--curve", "3.9:4.1", *words, "--json"))["curve"]
+    assert curve[0]["predicted_kld"] >= made["predicted_kld"] >= curve[-1]["predicted_kld"]
 
 
 def test_threads_do_not_show(job, tmp_path, monkeypatch, restore_settings):
