@@ -22,10 +22,11 @@ import numpy as np
 import kizami
 from kizami.calibrate import calibrate
 from kizami.demo import EMBEDDED
+from kizami.encode import write
 from kizami.evaluate import log_softmax, windows
 from kizami.formats import WRITABLE
 from kizami.plan import uniform_plan
-from kizami.quantize import read_text, write
+from kizami.recipe import read_text
 
 
 def divergence(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

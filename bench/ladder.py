@@ -23,9 +23,10 @@ import kizami
 from kizami import feedback
 from kizami.allocation import make_plan
 from kizami.calibrate import calibration_windows
+from kizami.encode import write
 from kizami.plan import uniform_plan
 from kizami.provenance import text_hash
-from kizami.quantize import read_text, write
+from kizami.recipe import read_text
 from kizami.survey import first_pass
 
 PRESETS = (

@@ -22,9 +22,10 @@ import kizami
 from kizami.allocation import make_plan
 from kizami.calibrate import calibrate
 from kizami.demo import EMBEDDED
+from kizami.encode import write
 from kizami.evaluate import score, windows
 from kizami.plan import uniform_plan
-from kizami.quantize import read_text, write
+from kizami.recipe import read_text
 
 
 def window_means(values: np.ndarray, count: int) -> np.ndarray:

@@ -21,10 +21,11 @@ import kizami
 from kizami import feedback
 from kizami.calibrate import calibrate, calibration_windows
 from kizami.demo import EMBEDDED
+from kizami.encode import write
 from kizami.evaluate import score, windows
 from kizami.formats import quantizable
 from kizami.plan import Plan, plan_from_types, uniform_plan
-from kizami.quantize import read_text, write
+from kizami.recipe import read_text
 from quality import paired, window_means
 
 TYPES = ["IQ1_S", "IQ2_XXS", "IQ3_XXS", "Q4_K"]

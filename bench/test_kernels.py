@@ -15,10 +15,10 @@ import pytest
 import kizami
 from kizami import _core
 from kizami.demo import EMBEDDED
+from kizami.encode import write
 from kizami.formats import WRITABLE
 from kizami.layers import Segment
 from kizami.plan import uniform_plan
-from kizami.quantize import write
 
 ROWS, COLS = 2048, 4096
 

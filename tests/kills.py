@@ -44,7 +44,7 @@ def wrap(owner, name, torn=None):
         return result
     setattr(owner, name, counted)
 
-def half(part, offset, data, padding):
+def half(part, offset, data):
     part._file.seek(offset)
     part._file.write(data[: len(data) // 2])
     part._file.flush()
@@ -55,6 +55,7 @@ def half_record(journal_, *records):
 wrap(partial.Part, "write", half)
 wrap(partial.Part, "sync")
 wrap(partial.Part, "begin")
+wrap(partial.Part, "seal")
 wrap(journal.Journal, "append", half_record)
 wrap(imatrix.Imatrix, "write")
 wrap(os, "replace")

@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 
 import kizami
+import passes
 from kizami import _core, feedback
 from kizami.calibrate import calibrate, calibration_windows
 from kizami.demo import EMBEDDED, N_CTX
+from kizami.encode import write
 from kizami.errors import UsageError
 from kizami.evaluate import score, windows
 from kizami.layers import Observer
+from kizami.memory import Cut
+from kizami.moments import observed_as
 from kizami.plan import uniform_plan
-from kizami.quantize import read_text, write
+from kizami.recipe import read_text
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +30,12 @@ def ids(model):
     return calibration_windows(model, read_text(EMBEDDED / "calibration.txt"), N_CTX, 6 * N_CTX)
 
 
-def moments_of(model, ids):
+def moments_of(model, ids, **options):
     """Every tensor's observed moments: name -> (sums, tokens)."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.source.items()}
-    found = {}
-    for prefix, moments in feedback.layers(model, ids):
-        for name in shapes:
-            if name.startswith(prefix):
-                observed = feedback.observed_as(name, shapes)
-                if (seen := moments._observer.moments(observed)) is not None:
-                    found[name] = seen
-    return found
+    found = passes.sums_of(feedback.layers(model, ids, **options))
+    observed = {name: observed_as(name, shapes) for name in shapes}
+    return {name: found[other] for name, other in observed.items() if other in found}
 
 
 def test_moments_are_those_of_the_model_as_a_whole(model, ids):
@@ -60,18 +59,21 @@ def test_every_matrix_that_is_rounded_has_moments_but_the_embedding(model, ids):
     assert missing == {"token_embd.weight"}
 
 
-def test_moments_depend_neither_on_threads_nor_on_batches(model, ids, monkeypatch):
+def test_moments_depend_neither_on_threads_nor_on_how_the_work_is_cut(model, ids, tmp_path, restore_settings):
     expected = moments_of(model, ids[:3])
-    monkeypatch.setattr(feedback, "TOGETHER", 2)
-    before = _core.threads()
-    try:
-        for threads in (1, 3):
-            _core.set_threads(threads)
-            for name, (sums, tokens) in moments_of(model, ids[:3]).items():
-                np.testing.assert_array_equal(sums, expected[name][0], err_msg=name)
-                np.testing.assert_array_equal(tokens, expected[name][1], err_msg=name)
-    finally:
-        _core.set_threads(before)
+    for threads, cut in (
+        (1, Cut(windows=2)),
+        (3, Cut(windows=1, experts=3, lean=True)),
+        (2, Cut(windows=2, experts=1, folder=tmp_path, lean=True)),
+        (2, Cut(experts=7, folder=tmp_path)),
+    ):
+        _core.set_threads(threads)
+        found = moments_of(model, ids[:3], cut=cut)
+        assert found.keys() == expected.keys()
+        for name, (sums, tokens) in found.items():
+            np.testing.assert_array_equal(sums, expected[name][0], err_msg=f"{name}: {cut}")
+            np.testing.assert_array_equal(tokens, expected[name][1], err_msg=f"{name}: {cut}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_tensors_of_one_input_share_their_moments(monkeypatch):
@@ -81,7 +83,7 @@ def test_tensors_of_one_input_share_their_moments(monkeypatch):
     shapes |= {f"{name}.weight": (8, 64) for name in ("blk.0.ffn_gate", "blk.0.ffn_up", "output")}
 
     def observed(part):
-        return feedback.observed_as(f"{part}.weight", shapes).removesuffix(".weight")
+        return observed_as(f"{part}.weight", shapes).removesuffix(".weight")
 
     assert observed("blk.1.attn_q_a") == "blk.1.attn_kv_a_mqa"
     assert observed("blk.1.ffn_up_shexp") == observed("blk.1.ffn_gate_shexp") == "blk.1.ffn_gate_inp"
@@ -89,7 +91,7 @@ def test_tensors_of_one_input_share_their_moments(monkeypatch):
     assert observed("blk.0.ffn_up") == "blk.0.ffn_gate"
     assert observed("blk.1.attn_output") == "blk.1.attn_output"
     assert observed("output") == "output"
-    monkeypatch.setattr(feedback, "MOST_GATES", 8 * 4 * 64**2 - 1)
+    monkeypatch.setattr("kizami.moments.MOST_GATES", 8 * 4 * 64**2 - 1)
     assert observed("blk.1.ffn_up_exps") == observed("blk.1.ffn_gate_exps") == "blk.1.ffn_gate_inp"
 
 

@@ -26,9 +26,9 @@ def source_model():
 def mixed_path(tmp_path_factory):
     """A file that holds every type a GGUF can hold, so that each kernel runs in the model."""
     from kizami.checkpoint import open_source
+    from kizami.encode import write
     from kizami.formats import WRITABLE, nbytes, quantizable
     from kizami.plan import plan_from_types
-    from kizami.quantize import write
 
     source = open_source(EMBEDDED)
     types, turn = {}, 0

@@ -16,12 +16,12 @@ from kizami.calibrate import calibrate
 from kizami.checkpoint import open_source
 from kizami.demo import EMBEDDED
 from kizami.distortion import measure
+from kizami.encode import write
 from kizami.errors import FormatError, InputOutputError, UsageError
 from kizami.evaluate import score, windows
 from kizami.formats import WRITABLE
 from kizami.imatrix import Imatrix
 from kizami.plan import load_types, uniform_plan
-from kizami.quantize import write
 from oracle import read_by_gguf
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import kizami
+import passes
 import synthetic
 from commandline import json_of
 from commandline import kizami as kizami_command
@@ -18,10 +19,10 @@ from kizami.calibrate import calibrate, calibration_windows
 from kizami.demo import EMBEDDED, N_CTX
 from kizami.distortion import Distortions, relative_error
 from kizami.errors import FormatError, UsageError
-from kizami.feedback import SHRINKAGE
 from kizami.formats import candidates, fitting, quantizable
 from kizami.imatrix import Imatrix
-from kizami.quantize import read_text
+from kizami.moments import SHRINKAGE, observed_as
+from kizami.recipe import read_text
 from kizami.sensitivity import class_of, sensitivities
 from kizami.survey import TYPICAL, Sample, first_pass, survey
 
@@ -41,15 +42,21 @@ def ids(model):
 
 @pytest.fixture(scope="module")
 def moments(model, ids):
-    """By the beginning of the names of a layer's tensors."""
-    return dict(feedback.layers(model, ids))
+    """By the name of a tensor."""
+    return {name: found for names, found in feedback.layers(model, ids) for name in names}
 
 
 @pytest.fixture(scope="module")
-def surveyed(model, ids, moments):
+def sums(model, ids):
+    """What they are made from, by the name of what was observed."""
+    return passes.sums_of(feedback.layers(model, ids))
+
+
+@pytest.fixture(scope="module")
+def surveyed(model, ids):
     """What the survey found, and tensors for probes."""
     imatrix = Imatrix(chunks=len(ids), chunk_size=N_CTX, datasets=["x"])
-    return survey(model.source, moments.items(), imatrix, probed=True)
+    return survey(model.source, feedback.layers(model, ids), imatrix, probed=True)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +100,7 @@ def test_feedback_loses_less_than_plain_rounding(model, moments, found):
         for name in (name for name in names_of(model.source) if name.startswith(prefix)):
             sample = Sample(model.source[name], layer.tokens(name), layer.curvatures(name))
             wanted = fitting(TYPICAL, tuple(model.source[name].shape))
-            fed, plain = sample.error(wanted), sample.error(wanted, feedback=False)
+            fed, plain = sample.errors([wanted])[wanted], sample.plain_error(wanted)
             assert 0 < found.distortions.errors[name][wanted] == fed < plain, name
 
 
@@ -102,9 +109,9 @@ def test_priors_are_in_the_unit_of_the_errors(model, moments, found):
     priors = sensitivities(names_of(model.source))
     assert found.sensitivities["token_embd.weight"] == priors["token_embd.weight"]
     for name in ("blk.2.attn_q_b.weight", "blk.2.ffn_down_exps.weight", "output.weight"):
-        layer = next(layer for prefix, layer in moments.items() if name.startswith(prefix))
+        layer = moments[name]
         sample = Sample(model.source[name], layer.tokens(name), layer.curvatures(name))
-        by_output = found.sensitivities[name] * sample.error(TYPICAL, feedback=False)
+        by_output = found.sensitivities[name] * sample.plain_error(TYPICAL)
         by_weights = priors[name] * relative_error(model.source[name], TYPICAL, name, found.imatrix)
         assert by_output == pytest.approx(by_weights)
 
@@ -114,15 +121,15 @@ def test_a_tied_embedding_is_the_head_too():
     assert sensitivities(tied)["token_embd.weight"] == pytest.approx(sum(sensitivities(apart).values()))
 
 
-def damped(moments, name, curvatures):
+def damped(of, shapes, name, curvatures):
     """The damped means that a tensor's curvatures were made from: float64 ``[n_mat, cols, cols]``."""
-    observed = feedback.observed_as(name, moments._shapes)
-    sums, tokens = moments._observer.moments(observed)
+    observed = observed_as(name, shapes)
+    sums, tokens = of[observed]
     part = name.split(".")[-2]
     shrinkage = sums.shape[-1] * SHRINKAGE.get(observed.split(".")[-2], 0.0)
     layer, seen = sums, tokens
     if part in ("ffn_gate_exps", "ffn_up_exps"):
-        layer, seen = moments._observer.moments(f"{name.rpartition('.ffn')[0]}.ffn_gate_inp.weight")
+        layer, seen = of[f"{name.rpartition('.ffn')[0]}.ffn_gate_inp.weight"]
     means = (sums + shrinkage * layer.sum(axis=0) / seen.sum()) / (tokens + shrinkage)[:, None, None]
     for mean, curvature in zip(means, curvatures, strict=True):
         mean += curvature.damping * np.diag(mean).mean() * np.eye(len(mean))
@@ -131,17 +138,18 @@ def damped(moments, name, curvatures):
 
 @pytest.mark.parametrize("type_name", ["IQ2_XXS", "Q4_K"])
 @pytest.mark.parametrize("part", ["ffn_down_exps", "ffn_up_exps", "attn_v_b", "attn_k_b", "attn_output"])
-def test_errors_are_those_of_the_whole_tensor(model, moments, found, monkeypatch, part, type_name):
+def test_errors_are_those_of_the_whole_tensor(model, moments, sums, found, monkeypatch, part, type_name):
     """Really encoded, the loss taken under the moments in NumPy."""
     name = f"blk.2.{part}.weight"
-    tensor, layer = model.source[name], moments["blk.2."]
+    tensor, layer = model.source[name], moments[name]
     shape = tuple(tensor.shape)
     type_name = fitting(type_name, shape)
     curvatures = layer.curvatures(name)
     encoded = _core.Tensor(type_name, shape, [tensor.encode(type_name, None, curvatures)])
     n_mat = shape[0] if len(shape) == 3 else 1
     weights, rounded = (t.dequantize().reshape(n_mat, *shape[-2:]).astype(float) for t in (tensor, encoded))
-    means = damped(layer, name, curvatures)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.source.items()}
+    means = damped(sums, shapes, name, curvatures)
 
     def loss(rows):
         return float(layer.tokens(name) * np.ones(n_mat) @ ((rows @ means) * rows).sum(axis=(1, 2)))
@@ -150,7 +158,7 @@ def test_errors_are_those_of_the_whole_tensor(model, moments, found, monkeypatch
     assert found.distortions.errors[name][type_name] == pytest.approx(expected, rel=0.15)
     monkeypatch.setattr("kizami.survey.ROWS", 1 << 20)
     sample = Sample(tensor, layer.tokens(name), curvatures)
-    assert sample.error(type_name) == pytest.approx(expected, rel=1e-4)
+    assert sample.errors([type_name])[type_name] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_type_that_stays_loses_nothing(model, ids, tmp_path, monkeypatch):
@@ -324,7 +332,7 @@ def test_threads_do_not_show(job, tmp_path, monkeypatch, restore_settings):
     fixed = {key: value for key, value in options.items() if key != "bpw"} | {"type": "IQ2_XXS"}
     results = set()
     for most in (1 << 30, 0):
-        monkeypatch.setattr(feedback, "MOST_GATES", most)
+        monkeypatch.setattr("kizami.moments.MOST_GATES", most)
         made = []
         for threads in (1, 2, 3):
             _core.set_threads(threads)
@@ -336,63 +344,3 @@ def test_threads_do_not_show(job, tmp_path, monkeypatch, restore_settings):
         assert len(set(made)) == 1
         results |= set(made)
     assert len(results) == 2
-
-
-# -- the core's part -----------------------------------------------------------------------------------
-
-
-def test_matrices_of_a_stack():
-    rng = np.random.default_rng(5)
-    weights = rng.normal(size=(3, 8, 256)).astype(np.float32)
-    whole = _core.Tensor("F32", weights.shape, [weights.reshape(-1).view(np.uint8)])
-    parts = _core.Tensor("F32", weights.shape, [matrix.reshape(-1).view(np.uint8) for matrix in weights])
-    packed = _core.Tensor("Q4_K", weights.shape, [whole.encode("Q4_K")])
-    for i in range(3):
-        for stack in (whole, parts):
-            np.testing.assert_array_equal(stack.at(i).dequantize(), weights[i])
-        one = packed.at(i)
-        assert one.shape == (8, 256) and one.type == "Q4_K"
-        np.testing.assert_array_equal(one.dequantize(), packed.dequantize()[i])
-    for stack in (whole, parts, packed):
-        with pytest.raises(UsageError, match="found 3, expected less than 3"):
-            stack.at(3)
-    with pytest.raises(UsageError, match="found 1, expected less than 1"):
-        packed.at(0).at(1)
-    scaled = _core.Tensor(
-        "NVFP4", (2, 8, 64), [packed.bytes()[: 2 * 8 * 36]], [np.full((1, 1), s, "f4") for s in (2, 3)]
-    )
-    np.testing.assert_array_equal(scaled.at(1).scale, [3])
-
-
-def test_rows_of_a_stack():
-    weights = np.random.default_rng(7).normal(size=(3, 8, 256)).astype(np.float32)
-    whole = _core.Tensor("F32", weights.shape, [weights.reshape(-1).view(np.uint8)])
-    packed = _core.Tensor("Q4_K", weights.shape, [whole.encode("Q4_K")])
-    rows = packed.rows(2, [5, 0, 7])
-    assert rows.type == "F32"
-    np.testing.assert_array_equal(rows.dequantize(), packed.dequantize()[2][[5, 0, 7]])
-    for wrong in ((3, [0]), (0, [8])):
-        with pytest.raises(UsageError, match=r"expected less than"):
-            packed.rows(*wrong)
-
-
-def test_losses_are_those_of_the_moments():
-    rng = np.random.default_rng(6)
-    x = rng.normal(size=(500, 64)) @ rng.normal(size=(64, 64))
-    moments = x.T @ x / len(x)
-    curvature = _core.Curvature(moments)
-    full = moments + curvature.damping * np.diag(moments).mean() * np.eye(64)
-    weights = rng.normal(size=(40, 64)).astype(np.float32)
-    tensor = _core.Tensor("F32", weights.shape, [weights.reshape(-1).view(np.uint8)])
-    assert tensor.output_power(curvature) == pytest.approx(((weights @ full) * weights).sum(), rel=1e-4)
-    for feedback_, blocks in ((True, tensor.encode("Q4_0", None, [curvature])), (False, None)):
-        if blocks is None:
-            blocks = tensor.encode("Q4_0", np.diag(moments).astype(np.float32)[None])
-        error = _core.Tensor("Q4_0", weights.shape, [blocks]).dequantize().astype(float) - weights
-        expected = ((error @ full) * error).sum()
-        assert tensor.output_error("Q4_0", curvature, feedback_) == pytest.approx(expected, rel=1e-4)
-    narrow = _core.Tensor("F32", (1, 32), [np.zeros(128, np.uint8)])
-    with pytest.raises(FormatError, match="columns"):
-        narrow.output_error("Q8_0", curvature)
-    with pytest.raises(FormatError, match="columns"):
-        narrow.output_power(curvature)

@@ -115,6 +115,14 @@ class Tensor:
             UsageError: there is none.
         """
 
+    def part(self, index: int, start: int, count: int) -> Tensor:
+        """Some consecutive rows of one matrix of a stack, in place: a matrix.
+
+        Raises:
+            UsageError: there are none of these numbers, rows are repacked, or `start` parts a block of F8_E4M3's
+                128 rows.
+        """
+
     def rows(self, index: int, rows: Sequence[int]) -> Tensor:
         """Rows of one matrix of a stack, decoded: an F32 matrix of them.
 
@@ -202,6 +210,18 @@ def types() -> list[dict[str, Any]]:
     quantized (False for floats); family ("super" or "grouped", None for floats); repacked_bpw (None for floats);
     llama_ftype, llama.cpp's number for files made of it (None as ggml_id)."""
 
+def output_errors(
+    tensors: Sequence[Tensor], curvatures: Sequence[Curvature], types: Sequence[str]
+) -> list[list[float]]:
+    """:meth:`Tensor.output_error` with feedback of several matrices, each with its curvature: `[types][matrices]`.
+
+    All in parallel, where a few rows of one matrix would leave most threads idle.
+
+    Raises:
+        UsageError: an unknown type, or not one curvature for each matrix.
+        FormatError: as there.
+    """
+
 def solve(bytes: Sequence[Sequence[int]], cost: Sequence[Sequence[float]], budget: int) -> list[int]:
     """Picks one choice per item so that the bytes fit the budget and the summed cost is least.
 
@@ -235,6 +255,9 @@ class GgufFile:
             InputOutputError: missing or unreadable.
             FormatError: not a GGUF, truncated or damaged; the message names field and offset.
         """
+
+    def release(self) -> None:
+        """Takes the file's pages out of this process's memory; they are read again when needed."""
 
     @property
     def metadata(self) -> list[tuple[str, str, Any]]:
@@ -354,8 +377,11 @@ class Observer:
     def entries(self) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
         """(tensor name, sums float32 `[n_mat, cols]`, tokens float32 `[n_mat]`)."""
 
-    def moments(self, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Sums of `x xᵀ` over the inputs of a tensor: float64 `[n_mat, cols, cols]`, and tokens float64 `[n_mat]`.
+    def tokens(self, name: str) -> NDArray[np.float64] | None:
+        """Inputs whose second moments each matrix of a tensor has, float64 `[n_mat]`; None where none were asked for."""
+
+    def take(self, name: str, index: int) -> NDArray[np.float64] | None:
+        """Sums of `x xᵀ` over the inputs of one matrix of a tensor, float64 `[cols, cols]`; they are forgotten here.
 
         None where they were not asked for, or nothing was seen.
         """
@@ -561,6 +587,31 @@ class FfnBlock:
             FormatError: shapes that do not fit together.
         """
 
+    @property
+    def experts(self) -> int:
+        """How many routed experts there are; 0 in a dense block."""
+
+    def forward_part(
+        self,
+        x: NDArray[np.float32],
+        sums: NDArray[np.float32],
+        first: int,
+        end: int,
+        *,
+        last: bool,
+        activations: str = "int8",
+        observer: Observer | None = None,
+    ) -> None:
+        """Adds what experts `first` to `end` give to `sums`, float32 `[n, d]` contiguous, in place; zeros at first.
+
+        With the `last` ones `sums` goes to `x`, and with it what all tokens pass; until then `x` stays. Parts in
+        ascending order have the bits of :meth:`forward`.
+
+        Raises:
+            UsageError: an array is not contiguous.
+            FormatError: shapes that do not fit together, or no such experts.
+        """
+
 @final
 class Head:
     """Both ends of a model: embedding table, final norm and output matrix."""
@@ -582,6 +633,14 @@ class Head:
         observer: Observer | None = None,
     ) -> NDArray[np.float32]:
         """Logits float32 `[n, vocab]` of hidden states float32 `[n, d]`, contiguous.
+
+        Raises:
+            UsageError: x is not contiguous.
+            FormatError: x has another width.
+        """
+
+    def observe(self, x: NDArray[np.float32], observer: Observer) -> None:
+        """Shows what the output matrix takes in for hidden states float32 `[n, d]`, without its product.
 
         Raises:
             UsageError: x is not contiguous.

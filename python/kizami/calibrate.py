@@ -1,7 +1,7 @@
 """Calibration: what the inputs of every linear layer look like on a text. Gives an imatrix.
 
-Runs the model with float activations and sums the squares of each layer's inputs, column by column
-(per expert, per head). ``attn_k_b`` and ``attn_v_b`` are recorded as the absorbed form multiplies
+Runs the model with float activations, layer by layer, and sums the squares of each layer's inputs, column
+by column (per expert, per head). ``attn_k_b`` and ``attn_v_b`` are recorded as the absorbed form multiplies
 them. Knows nothing of types or budgets.
 """
 
@@ -11,14 +11,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kizami import feedback
 from kizami.engine import Model
 from kizami.errors import UsageError
 from kizami.evaluate import windows
 from kizami.imatrix import Imatrix
-from kizami.layers import Observer
-
-# Windows run together; see evaluate.py.
-TOGETHER = 4
+from kizami.memory import UNLIMITED, Cut
 
 
 def calibration_windows(
@@ -44,6 +42,7 @@ def calibrate(
     n_ctx: int = 512,
     max_tokens: int | None = None,
     dataset: str = "",
+    cut: Cut = UNLIMITED,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Imatrix:
     """The imatrix of ``model`` on ``text``.
@@ -54,7 +53,8 @@ def calibrate(
         n_ctx: tokens per window; each starts with the begin-of-sentence token where the tokenizer adds one.
         max_tokens: use at most this many tokens, in windows spread evenly over the text.
         dataset: name of the text, for the file.
-        progress: called with (stage, windows done, windows in total).
+        cut: how the work is cut to fit in memory.
+        progress: called with (stage, steps done, in total).
 
     Raises:
         UsageError: the text does not fill one window.
@@ -62,10 +62,9 @@ def calibrate(
     ids = calibration_windows(model, text, n_ctx, max_tokens)
     if model.activations != "f32":
         raise UsageError(f"activations: found {model.activations!r}, expected 'f32' for calibration")
-    observer = Observer()
-    for start in range(0, len(ids), TOGETHER):
-        model.logits_many(list(ids[start : start + TOGETHER]), observer=observer)
-        if progress:
-            progress("calibrate", min(start + TOGETHER, len(ids)), len(ids))
-    entries = {name: (sums, counts) for name, sums, counts in observer.entries()}
-    return Imatrix(entries=entries, chunks=len(ids), chunk_size=n_ctx, datasets=[dataset] if dataset else [])
+    entries = {}
+    passes = feedback.layers(model, ids, stage="calibrate", moments=False, cut=cut, progress=progress)
+    for _, found in passes:
+        entries.update(found.entries())
+    datasets = [dataset] if dataset else []
+    return Imatrix(dict(sorted(entries.items())), chunks=len(ids), chunk_size=n_ctx, datasets=datasets)

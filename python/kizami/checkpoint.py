@@ -102,6 +102,11 @@ class Checkpoint(Mapping[str, _core.Tensor]):
         half = heads[:, : config.nope].transpose(0, 2, 1) if recipe.how == "k_b" else heads[:, config.nope :]
         return _f32_tensor(half)
 
+    def release(self) -> None:
+        """Takes the files' pages out of this process's memory; they are read again when needed."""
+        for file in {id(file): file for file in self._store.files.values()}.values():
+            file.release()
+
     def __contains__(self, name: object) -> bool:
         return name in self._recipes  # the inherited one would build the tensor
 

@@ -16,11 +16,12 @@ from typing import Any
 from kizami import feedback
 from kizami.allocation import make_plan
 from kizami.calibrate import calibration_windows
+from kizami.encode import write
 from kizami.engine import from_source, load
 from kizami.evaluate import score, windows
 from kizami.plan import uniform_plan
 from kizami.provenance import text_hash
-from kizami.quantize import read_text, write
+from kizami.recipe import read_text
 from kizami.survey import first_pass
 
 EMBEDDED = Path(__file__).parent / "data" / "tiny-deepseek"

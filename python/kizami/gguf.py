@@ -128,6 +128,10 @@ class GGUF(Mapping[str, _core.Tensor]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def release(self) -> None:
+        """Takes the files' pages out of this process's memory; they are read again when needed."""
+        self._file.release()
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer stored in the file (`tokenizer.ggml.*`); FormatError when there is none."""
         from .tokenizer import Tokenizer

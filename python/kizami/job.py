@@ -16,8 +16,9 @@ import glob
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,7 +27,7 @@ import numpy as np
 
 from kizami.errors import FormatError, InputOutputError, KizamiError, ResumeError, UsageError
 from kizami.imatrix import Imatrix
-from kizami.journal import Journal, Record, digest
+from kizami.journal import Hash, Journal, Record, digest
 from kizami.partial import TEMPORARY, Part, beside, sync_folder
 from kizami.shards import Shard, shard_name
 
@@ -141,6 +142,10 @@ class Job:
             self._journal.append({key: self._kept[key]})
         return self._kept[key]
 
+    def known(self, key: str) -> Any:
+        """A result that :meth:`remembered` keeps already; None if it does not."""
+        return self._kept.get(key)
+
     # -- tensors ---------------------------------------------------------------------------------------
 
     def check_space(self, needed: int) -> None:
@@ -165,11 +170,14 @@ class Job:
                 hint="free some, or ask for a smaller output",
             )
 
-    def lay_out(self, shards: Sequence[Shard], progress: Progress | None = None) -> None:
+    def lay_out(
+        self, shards: Sequence[Shard], sealed: Sequence[Shard], progress: Progress | None = None
+    ) -> None:
         """Reserves the files of the output, and hashes what they hold of an earlier run.
 
         Args:
             shards: the files.
+            sealed: the same with what is only known at the end, if it is known already (:meth:`seal`).
             progress: called with ("verify", tensors hashed, tensors to be hashed).
 
         Raises:
@@ -178,7 +186,7 @@ class Job:
         """
         layout = digest(*(shard.header for shard in shards))
         self._compare({"layout": self._kept.get("layout", layout)}, {"layout": layout})
-        self._parts = [Part(shard) for shard in shards]
+        self._parts = [Part(shard) for shard in sealed]
         self._check_free(sum(part.shard.size for part in self._parts if not part.published))
         for part in self._parts:
             with self._asking(part, "reserve space for"):
@@ -195,27 +203,49 @@ class Job:
                         progress("verify", len(self.done), len(self._units))
         self.remembered("layout", lambda: layout)
 
-    def write(self, name: str, data: np.ndarray) -> None:
-        """Writes a tensor's bytes; they are finished when they, and then their record, are on disk.
+    def write(self, name: str, pieces: Iterable[np.ndarray]) -> None:
+        """Writes a tensor's bytes; they are finished when all of them, and then their record, are on disk.
 
         Args:
             name: of the tensor.
-            data: uint8, contiguous.
+            pieces: its bytes in order, uint8, contiguous.
 
         Raises:
             FormatError: another length than the layout has.
             InputOutputError: the disk is full, or refuses otherwise.
         """
         part, offset, nbytes, padded = self._places[name]
-        if data.nbytes != nbytes:
-            raise FormatError(f"{self.out}: tensor {name}: found {data.nbytes:,} bytes, expected {nbytes:,}")
-        view, padding = data.data, bytes(padded - nbytes)
-        with self._asking(part, "write"):
-            part.write(offset, view, padding)
-        self._pending.append({"unit": name, "offset": offset, "bytes": padded, "hash": digest(view, padding)})
+        hashed, written = Hash(), 0
+        for piece in chain(pieces, [np.zeros(padded - nbytes, np.uint8)]):
+            written += piece.nbytes
+            if piece.nbytes and written <= padded:
+                with self._asking(part, "write"):
+                    part.write(offset + written - piece.nbytes, piece.data)
+                hashed.update(piece.data)
+        if written != padded:
+            found = written - (padded - nbytes)
+            raise FormatError(f"{self.out}: tensor {name}: found {found:,} bytes, expected {nbytes:,}")
+        self._pending.append({"unit": name, "offset": offset, "bytes": padded, "hash": hashed.digest()})
         self._bytes += padded
         if self._bytes >= SYNC_BYTES or time.monotonic() - self._synced >= SYNC_SECONDS:
             self.sync()
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor's bytes as they are in the file, uint8; not to be held when the job ends."""
+        part, offset, nbytes, _ = self._places[name]
+        with self._asking(part, "read"):
+            return part.view(offset, nbytes)
+
+    def release(self) -> None:
+        """Takes what was read out of this process's memory."""
+        for part in self._parts:
+            part.release()
+
+    def seal(self, shards: Sequence[Shard]) -> None:
+        """Gives the files headers of the same length that say what is only known at the end."""
+        for part, shard in zip(self._parts, shards, strict=True):
+            with self._asking(part, "write"):
+                part.seal(shard)
 
     def sync(self) -> None:
         """Brings what was written to disk, and then its records.

@@ -26,12 +26,26 @@ LOCKED_BYTE = 1 << 40
 BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
+class Hash:
+    """BLAKE2b of bytes that come one after the other."""
+
+    def __init__(self, size: int = 16) -> None:
+        self._found = hashlib.blake2b(digest_size=size)
+
+    def update(self, part: bytes | memoryview) -> None:
+        self._found.update(part)
+
+    def digest(self) -> str:
+        """As hexadecimal digits, two for each byte of its size."""
+        return self._found.hexdigest()
+
+
 def digest(*parts: bytes | memoryview, size: int = 16) -> str:
     """Hash of some bytes as hexadecimal digits, two for each byte of ``size``."""
-    found = hashlib.blake2b(digest_size=size)
+    found = Hash(size)
     for part in parts:
         found.update(part)
-    return found.hexdigest()
+    return found.digest()
 
 
 def to_disk(file: IO[bytes]) -> None:

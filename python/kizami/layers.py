@@ -66,6 +66,19 @@ class Batch:
         """Adds a layer's feed-forward network to ``x``."""
         block.forward(x, self.activations, self.observer)
 
+    def feed_forward_part(
+        self, x: np.ndarray, sums: np.ndarray, block: _core.FfnBlock, first: int, end: int
+    ) -> None:
+        """As :meth:`feed_forward`, for experts ``first`` to ``end`` only: adds what they give to ``sums``.
+
+        With the last ones ``sums`` goes to ``x``, and with it what all tokens pass. The same bits as all
+        together.
+        """
+        last = end == block.experts
+        block.forward_part(
+            x, sums, first, end, last=last, activations=self.activations, observer=self.observer
+        )
+
     def logits(self, x: np.ndarray, head: _core.Head) -> np.ndarray:
         """Logits ``[wanted, vocab]``; declares the batch's tokens complete in their caches."""
         for cache, length in zip(self.caches, self.lens, strict=True):

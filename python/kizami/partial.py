@@ -7,10 +7,13 @@ in them (job.py).
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
+
+import numpy as np
 
 from kizami.journal import digest, to_disk
 from kizami.shards import Shard
@@ -35,6 +38,7 @@ class Part:
         self.shard, self.path = shard, beside(shard.path, TEMPORARY)
         self.published = not self.path.exists() and shard.path.exists()
         self._file: IO[bytes] | None = None
+        self._map: mmap.mmap | None = None
 
     def begin(self) -> None:
         """Writes the header, and reserves the size on disk, so that a full disk shows now."""
@@ -67,15 +71,33 @@ class Part:
             return False
         return len(list(self.verified(hashes))) == len(self.shard.extents())
 
-    def write(self, offset: int, data: memoryview, padding: bytes) -> None:
+    def write(self, offset: int, data: memoryview) -> None:
         self._opened.seek(offset)
         self._opened.write(data)
-        self._opened.write(padding)
+
+    def view(self, offset: int, nbytes: int) -> np.ndarray:
+        """Some bytes as they are now, uint8, mapped. None of them may be held when the file is closed."""
+        self._opened.flush()
+        if self._map is None:
+            self._map = mmap.mmap(self._opened.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(self._map, np.uint8, nbytes, offset)
+
+    def release(self) -> None:
+        """Takes mapped pages out of this process's memory."""
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def seal(self, shard: Shard) -> None:
+        """Another header of the same length."""
+        if not self.published and shard.header != self.shard.header:
+            self.write(0, memoryview(shard.header))
+        self.shard = shard
 
     def sync(self) -> None:
         to_disk(self._opened)
 
     def close(self) -> None:
+        self._map = None
         if self._file is not None:
             file, self._file = self._file, None
             file.close()

@@ -219,15 +219,23 @@ def uniform_plan(
     return plan_from_types(source, types, "--type")
 
 
+def types_of(plan: Plan) -> dict[str, str]:
+    """The type of each tensor."""
+    return {t.name: t.type for t in plan.tensors}
+
+
 def output_metadata(
     source: Any,
     types: Mapping[str, str],
     imatrix: Imatrix | None = None,
     calibration: str | None = None,
+    kld: float | None = None,
+    kld_tokens: int = 0,
 ) -> TypedMetadata:
     """The metadata of a file quantized from ``source``: the source's, with what describes the encoding.
 
-    ``calibration`` is the hash of the text for error feedback (:mod:`kizami.provenance`).
+    ``calibration`` is the hash of the text for error feedback; it and the KLD are as in
+    :mod:`kizami.provenance`.
     """
     weights: dict[str, int] = {}
     for name, type_name in types.items():
@@ -246,7 +254,11 @@ def output_metadata(
         for k, t, v in source.typed_metadata
         if k not in own and not k.startswith(("quantize.", "split.", PREFIX))
     ]
-    return [*kept, *((key, *value) for key, value in own.items()), *provenance(imatrix, calibration)]
+    return [
+        *kept,
+        *((key, *value) for key, value in own.items()),
+        *provenance(imatrix, calibration, kld, kld_tokens),
+    ]
 
 
 def file_bytes(

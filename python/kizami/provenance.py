@@ -15,12 +15,19 @@ from kizami.imatrix import Imatrix
 PREFIX = "kizami."
 
 
-def provenance(imatrix: Imatrix | None = None, calibration: str | None = None) -> TypedMetadata:
-    """Metadata that says how a file came about.
+def provenance(
+    imatrix: Imatrix | None = None,
+    calibration: str | None = None,
+    kld: float | None = None,
+    kld_tokens: int = 0,
+) -> TypedMetadata:
+    """Metadata that says how a file came about; of the same length whatever the KLD.
 
     Args:
         imatrix: importance of columns.
         calibration: hash of the text that weights were rounded on, with error feedback; None without.
+        kld: of the file to its source, as the job measured it on tokens of that text that it had kept apart.
+        kld_tokens: how many those were.
     """
     rounding = "plain" if calibration is None else "feedback"
     entries: TypedMetadata = [
@@ -30,6 +37,8 @@ def provenance(imatrix: Imatrix | None = None, calibration: str | None = None) -
         entries.append((PREFIX + "imatrix.sha256", "str", imatrix.sha256()))
     if calibration is not None:
         entries.append((PREFIX + "calibration.sha256", "str", calibration))
+        entries.append((PREFIX + "kld", "f32", float("nan") if kld is None else kld))
+        entries.append((PREFIX + "kld.tokens", "u32", kld_tokens))
     return entries
 
 

@@ -10,46 +10,51 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from kizami import _core, feedback
+from kizami import feedback
 from kizami.calibrate import calibrate, calibration_windows
 from kizami.checkpoint import open_source
+from kizami.encode import encode
 from kizami.engine import from_source
-from kizami.errors import FormatError, UsageError, naming
-from kizami.feedback import Moments
-from kizami.formats import TYPES
-from kizami.gguf import scale_name
+from kizami.errors import FormatError, UsageError
 from kizami.imatrix import Imatrix
 from kizami.job import Job
+from kizami.memory import UNLIMITED, Cut, cut_to, least
 from kizami.outputs import check_output
-from kizami.plan import Plan, PlannedTensor, file_layout, output_metadata
+from kizami.plan import Plan, file_layout, output_metadata, types_of
 from kizami.recipe import Request
-from kizami.recipe import read_text as read_text
 from kizami.report import check_report, save_report
 from kizami.shards import Shard, shards
+from kizami.spill import Spill
 from kizami.survey import Survey, first_pass
+from kizami.verify import UNVERIFIED, Verification, Verified, Written, kept_apart
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, or would be with ``dry_run``; ``path`` is the first of ``paths``."""
+    """What was written, or would be with ``dry_run``; ``path`` is the first of ``paths``.
+
+    ``kld`` is what the job measured on tokens that rounding did not see, None without error feedback. With
+    a calibration text ``least_memory`` is the smallest ``max_memory`` that the job could have had, in bytes.
+    """
 
     path: str
     bytes: int
     bpw: float
     tensors: list[dict[str, Any]]
     predicted_kld: float | None
+    kld: float | None
+    kld_tokens: int
     seconds: float
     peak_rss: int | None
+    least_memory: int | None
     paths: list[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,124 +70,6 @@ def peak_rss() -> int | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-class Writer(Protocol):
-    """Where the bytes of a tensor go."""
-
-    def write(self, name: str, data: np.ndarray) -> None:
-        """Takes all bytes of a tensor."""
-
-
-def write(
-    source: Any,
-    plan: Plan,
-    out: str | os.PathLike[str],
-    imatrix: Imatrix | None = None,
-    progress: Progress | None = None,
-    layers: Iterable[tuple[str, Moments]] = (),
-    calibration: str | None = None,
-) -> None:
-    """Encodes every tensor of ``source`` as planned and writes the file, in one go.
-
-    Args:
-        source: an open model.
-        plan: the type of each of its tensors.
-        out: the file to write.
-        imatrix: importance of columns.
-        progress: called with (stage, tensors done, tensors in total).
-        layers: as in :func:`encode`.
-        calibration: hash of the text that ``layers`` saw, for the file to name.
-
-    Raises:
-        FormatError: a weight is not finite, or the imatrix does not fit a tensor.
-        InputOutputError: the file cannot be written.
-    """
-    metadata = output_metadata(source, types_of(plan), imatrix, calibration)
-    writer = _core.GgufWriter(os.fspath(out), metadata, file_layout(plan.tensors))
-    try:
-        encode(source, plan, writer, imatrix, progress, layers)
-        writer.finish()
-    finally:
-        writer.abort()
-
-
-def encode(
-    source: Any,
-    plan: Plan,
-    writer: Writer,
-    imatrix: Imatrix | None = None,
-    progress: Progress | None = None,
-    layers: Iterable[tuple[str, Moments]] = (),
-    done: Collection[str] = (),
-) -> None:
-    """Encodes the tensors of ``source`` as planned, one at a time.
-
-    Args:
-        source: an open model.
-        plan: the type of each of its tensors.
-        writer: gets their bytes.
-        imatrix: importance of columns.
-        progress: called with (stage, tensors done, tensors in total).
-        layers: what :func:`kizami.feedback.layers` finds, for rounding with error feedback; in tensors of no
-            layer, and in all without it, each weight is rounded by itself.
-        done: tensors that ``writer`` has already.
-
-    Raises:
-        FormatError: a weight is not finite, or the imatrix does not fit a tensor.
-        InputOutputError: the file cannot be written.
-    """
-    if imatrix is not None and not any(t.name in imatrix.entries for t in plan.tensors):
-        raise FormatError("imatrix: found no entry for any tensor of the model, expected one of this model")
-    left = {t.name: t for t in plan.tensors if not {t.name, *scales_of(t)} <= set(done)}
-
-    def put(planned: PlannedTensor, moments: Moments | None) -> None:
-        tensor = source[planned.name]
-        writer.write(planned.name, encoded(source, tensor, planned, imatrix, moments))
-        if planned.scales and tensor.scale is not None:
-            writer.write(scale_name(planned.name), tensor.scale.view(np.uint8))
-        if progress:
-            progress("encode", len(plan.tensors) - len(left), len(plan.tensors))
-
-    for prefix, moments in layers:
-        for name in [name for name in left if name.startswith(prefix)]:
-            put(left.pop(name), moments)
-        del moments  # not to be held while the next layer's are gathered
-    for name in list(left):
-        put(left.pop(name), None)
-
-
-def types_of(plan: Plan) -> dict[str, str]:
-    """The type of each tensor."""
-    return {t.name: t.type for t in plan.tensors}
-
-
-def scales_of(planned: PlannedTensor) -> list[str]:
-    """Name of the tensor that a tensor's scales are in, where they stay beside it."""
-    return [scale_name(planned.name)] if planned.scales else []
-
-
-def encoded(
-    source: Any,
-    tensor: _core.Tensor,
-    planned: PlannedTensor,
-    imatrix: Imatrix | None,
-    moments: Moments | None,
-) -> np.ndarray:
-    """The bytes of one tensor in its planned type; with error feedback where there are moments of its inputs.
-
-    Raises:
-        FormatError: a weight is not finite, its inputs are not, or the imatrix does not fit.
-    """
-    if tensor.type == planned.type:
-        return tensor.bytes()  # no new rounding
-    n_mat = planned.shape[0] if len(planned.shape) == 3 else 1
-    with naming(source.path, planned.name):
-        weights = imatrix.weights(planned.name, n_mat, planned.shape[-1]) if imatrix else None
-        curvatures = None
-        if moments is not None and TYPES[planned.type]["quantized"]:
-            curvatures = moments.curvatures(planned.name)
-        return feedback.encode(tensor, planned.type, weights, curvatures)
 
 
 def quantize(
@@ -201,6 +88,7 @@ def quantize(
     ctx: int = 512,
     rounding: str | None = None,
     split_size: int | None = None,
+    max_memory: int | None = None,
     resume: bool = False,
     force: bool = False,
     dry_run: bool = False,
@@ -229,6 +117,8 @@ def quantize(
             their inputs go together on the calibration text (:mod:`kizami.feedback`); ``"plain"`` rounds
             each by itself. Feedback where there is a text, if not given.
         split_size: most bytes of one file; there are as many as it takes.
+        max_memory: most bytes of memory to take, about; the file is the same. What does not fit waits in
+            files without a name beside ``out``.
         resume: go on with an unfinished job on ``out``, if there is one.
         force: discard an unfinished job on ``out``, if there is one.
         dry_run: plan only; nothing is written but the report.
@@ -272,54 +162,78 @@ def quantize(
         )
     request.check(source)  # before anything is measured
     if dry_run:
-        planned, files = _run(request, source, out, None, progress)
+        made = _run(request, source, out, None, max_memory, progress)
     else:
         with Job(out, request.recipe(source), resume=resume, force=force) as job:
             job.check_space(request.needs(source))
-            planned, files = _run(request, source, out, job, progress)
+            made = _run(request, source, out, job, max_memory, progress)
             job.finish(request.recipe(source))
     result = Report(
-        path=os.fspath(files[0].path),
-        bytes=sum(file.size for file in files),
-        bpw=planned.bpw,
+        path=os.fspath(made.files[0].path),
+        bytes=sum(file.size for file in made.files),
+        bpw=made.plan.bpw,
         tensors=[
             {
                 "name": t.name,
                 "type": t.type,
                 "bytes": t.bytes,
                 "bpw": 8 * t.bytes / math.prod(t.shape),
-                "error": planned.errors.get(t.name),
+                "error": made.plan.errors.get(t.name),
             }
-            for t in planned.tensors
+            for t in made.plan.tensors
         ],
-        predicted_kld=planned.predicted_kld,
+        predicted_kld=made.plan.predicted_kld,
+        kld=made.verified.kld,
+        kld_tokens=made.verified.tokens,
         seconds=time.perf_counter() - start,
         peak_rss=peak_rss(),
-        paths=[os.fspath(file.path) for file in files],
+        least_memory=made.least_memory,
+        paths=[os.fspath(file.path) for file in made.files],
     )
     if report is not None:
         save_report(result.to_dict(), report)
     return result
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a request: see :class:`Report`."""
+
+    plan: Plan
+    files: list[Shard]
+    least_memory: int | None
+    verified: Verified
+
+
 def _run(
-    request: Request, source: Any, out: Path, job: Job | None, progress: Progress | None
-) -> tuple[Plan, list[Shard]]:
-    """The plan and the layout of the output; with a job its tensors are written, too.
+    request: Request,
+    source: Any,
+    out: Path,
+    job: Job | None,
+    max_memory: int | None,
+    progress: Progress | None,
+) -> Outcome:
+    """The plan and the layout of the output; with a job its tensors are written, too, and verified.
 
     What the first pass over the text finds, a job remembers: the imatrix in a file, the rest as the plan.
     """
     model = cache(lambda: from_source(source, activations="f32"))
-    windows = cache(lambda: calibration_windows(model(), request.text or "", request.n_ctx))
+    # To round on, and to verify on.
+    windows = cache(lambda: kept_apart(calibration_windows(model(), request.text or "", request.n_ctx)))
     calibration = request.rounded_on()
     fed = calibration is not None
     planned = request.fixed(source)
-    if fed:
-        windows()  # a text that is too short is known before anything is written
+    cut, smallest = UNLIMITED, None
+    if request.text is not None:
+        # Known before anything is written: a text that is too short, memory that is too small.
+        shape = windows()[0].shape
+        smallest, cut = least(model(), shape), cut_to(max_memory, model(), shape, out.parent)
+    elif max_memory is not None:
+        cut = Cut(lean=True)
 
     @cache
     def surveyed() -> Survey:
-        return first_pass(model(), windows(), request.dataset, progress)
+        return first_pass(model(), windows()[0], request.dataset, progress, cut)
 
     importance = request.imatrix
     if request.text is not None and not (fed and planned is not None):
@@ -329,7 +243,7 @@ def _run(
             if fed:
                 return surveyed().imatrix
             text, n_ctx = request.text or "", request.n_ctx
-            return calibrate(model(), text, n_ctx=n_ctx, dataset=request.dataset, progress=progress)
+            return calibrate(model(), text, n_ctx=n_ctx, dataset=request.dataset, cut=cut, progress=progress)
 
         importance = job.imatrix(measure) if job else measure()
     if planned is None:
@@ -343,14 +257,29 @@ def _run(
             )
 
         planned = Plan.from_dict(job.remembered("plan", choose) if job else choose())
-    metadata = output_metadata(source, types_of(planned), importance, calibration)
-    files = shards(out, metadata, file_layout(planned.tensors), request.split_size)
+        cut.release(source)
+
+    def files(found: Verified) -> list[Shard]:
+        metadata = output_metadata(
+            source, types_of(planned), importance, calibration, found.kld, found.tokens
+        )
+        return shards(out, metadata, file_layout(planned.tensors), request.split_size)
+
+    verified = UNVERIFIED
     if job is not None:
-        for file in files:
+        for file in files(UNVERIFIED):
             check_output(file.path, *source.paths)
-        job.lay_out(files, progress)
-        layers: Iterable[tuple[str, Moments]] = ()
+        known = job.known("verified")
+        job.lay_out(files(UNVERIFIED), files(Verified(**known) if known else UNVERIFIED), progress)
         if fed:
-            layers = feedback.layers(model(), windows(), done=job.done, progress=progress)
-        encode(source, planned, job, importance, progress, layers, job.done)
-    return planned, files
+            with Spill(cut.folder) as spill:
+                written = Written(planned, job.read)
+                fit, apart = windows()
+                verification = Verification(model(), written, apart, cut, spill, job.release)
+                layers = feedback.layers(model(), fit, done=job.done, cut=cut, progress=progress)
+                encode(source, planned, job, importance, progress, verification.follow(layers), job.done, cut)
+                verified = Verified(**job.remembered("verified", lambda: asdict(verification.result())))
+            job.seal(files(verified))
+        else:
+            encode(source, planned, job, importance, progress, done=job.done, cut=cut)
+    return Outcome(planned, files(verified), smallest, verified)

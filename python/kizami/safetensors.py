@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,8 +121,9 @@ class SafetensorsFile:
             with open(path, "rb") as file:
                 file.seek(8)
                 header = file.read(length)
-            # An owned plain array over the map: slices stay views, and the file may be larger than memory.
-            self._map = np.memmap(path, np.uint8, "r").view(np.ndarray)
+                self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            # An array over the map: slices stay views, and the file may be larger than memory.
+            self._map = np.frombuffer(self._file, np.uint8)
         except OSError as error:
             raise InputOutputError(f"{path}: {error.strerror or error}") from None
         self.entries = _entries(header, 8 + length, size, str(path))
@@ -130,6 +132,11 @@ class SafetensorsFile:
         """The tensor's bytes: read-only uint8 [nbytes], a view of the mapping."""
         entry = self.entries[name]
         return self._map[entry.begin : entry.end]
+
+    def release(self) -> None:
+        """Takes the file's pages out of this process's memory; they are read again when needed."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._file.madvise(mmap.MADV_DONTNEED)
 
 
 def _entries(header: bytes, start: int, size: int, path: str) -> dict[str, Entry]:

@@ -18,9 +18,10 @@ from kizami import _core, feedback
 from kizami.distortion import Distortions, relative_error
 from kizami.engine import Model
 from kizami.errors import naming
-from kizami.feedback import Moments
 from kizami.formats import TYPES, candidates, fitting, quantizable
 from kizami.imatrix import Imatrix
+from kizami.memory import UNLIMITED, Cut
+from kizami.moments import Curvatures, Moments
 from kizami.probe import probe, windows_apart
 from kizami.sensitivity import sensitivities
 
@@ -50,6 +51,7 @@ def first_pass(
     ids: np.ndarray,
     dataset: str,
     progress: Callable[[str, int, int], None] | None = None,
+    cut: Cut = UNLIMITED,
 ) -> Survey:
     """Surveys a model, with probes where it is small enough.
 
@@ -58,20 +60,25 @@ def first_pass(
         ids: token ids ``[n_windows, n_ctx]`` of the calibration text; some are kept for probes.
         dataset: name of the text, for the imatrix.
         progress: called with (stage, done, in total).
+        cut: how the work is cut to fit in memory.
 
     Raises:
         FormatError: a weight is not finite, or logits are not.
     """
     seen, apart = windows_apart(model, ids)
     imatrix = Imatrix(chunks=len(seen), chunk_size=seen.shape[1], datasets=[dataset])
-    layers = feedback.layers(model, seen, stage="survey", progress=progress)
-    found, rounded = survey(model.source, layers, imatrix, probed=len(apart) > 0)
+    layers = feedback.layers(model, seen, stage="survey", cut=cut, progress=progress)
+    found, rounded = survey(model.source, layers, imatrix, probed=len(apart) > 0, cut=cut)
     measured = probe(model, apart, rounded, found.distortions, found.sensitivities, progress)
     return Survey(imatrix, found.distortions, {**found.sensitivities, **measured})
 
 
 def survey(
-    source: Any, layers: Iterable[tuple[str, Moments]], imatrix: Imatrix, probed: bool = False
+    source: Any,
+    layers: Iterable[tuple[list[str], Moments]],
+    imatrix: Imatrix,
+    probed: bool = False,
+    cut: Cut = UNLIMITED,
 ) -> tuple[Survey, dict[str, _core.Tensor]]:
     """Measures all tensors that may lose bits.
 
@@ -80,6 +87,7 @@ def survey(
         layers: what :func:`kizami.feedback.layers` finds, which also reports progress.
         imatrix: says what text it will be of; its entries are filled here.
         probed: whether to round all tensors for probes.
+        cut: whether weights leave memory when a tensor is measured.
 
     Returns:
         With sensitivities by class; and if ``probed``, tensors as they finally would be in ``TYPICAL``, or
@@ -103,19 +111,21 @@ def survey(
                 errors[name] = {t: relative_error(tensor, t, name, imatrix) for t in types}
             else:
                 sample = Sample(tensor, moments.tokens(name), curvatures)
-                errors[name] = {t: 0.0 if t == tensor.type else sample.error(t) for t in types}
+                errors[name] = sample.errors([t for t in types if t != tensor.type])
+                errors[name] |= {t: 0.0 for t in types if t == tensor.type}
                 # Priors are per unit of the weights' own error. Plain rounding is the same act in both units.
-                output = sample.error(wanted, feedback=False)
+                output = sample.plain_error(wanted)
                 if output > 0:
                     units[name] *= relative_error(tensor, wanted, name, imatrix) / output
             if probed and wanted in types and wanted != tensor.type:
                 blocks = feedback.encode(tensor, wanted, None, curvatures)
                 rounded[name] = _core.Tensor(wanted, shapes[name], [blocks])
 
-    for prefix, moments in layers:
+    for of_layer, moments in layers:
         imatrix.entries.update(moments.entries())
-        for name in [name for name in names if name.startswith(prefix)]:
+        for name in [name for name in of_layer if name in units]:
             measure(name, moments)
+            cut.release(source)
         del moments  # not to be held while the next layer's are gathered
     for name in [name for name in names if name not in errors]:
         measure(name, None)  # the embedding
@@ -130,7 +140,7 @@ def _fed(types: Iterable[str]) -> bool:
 class Sample:
     """Some rows of some matrices of a tensor, evenly spread over those that were used."""
 
-    def __init__(self, tensor: _core.Tensor, tokens: np.ndarray, curvatures: feedback.Curvatures) -> None:
+    def __init__(self, tensor: _core.Tensor, tokens: np.ndarray, curvatures: Curvatures) -> None:
         """Decodes them.
 
         Args:
@@ -152,9 +162,19 @@ class Sample:
             self._parts.append((weights, curvature, count))
             self._power += count * weights.output_power(curvature)
 
-    def error(self, type_name: str, feedback: bool = True) -> float:
-        """Mean square of what a type does to the outputs over that of the outputs, of the sampled rows."""
-        if self._power <= 0:
-            return 0.0
-        errors = (n * w.output_error(type_name, curvature, feedback) for w, curvature, n in self._parts)
-        return sum(errors) / self._power
+    def errors(self, types: list[str]) -> dict[str, float]:
+        """By type, the mean square of what it does to the outputs over that of the outputs, of the sampled
+        rows."""
+        weights, curvatures, counts = zip(*self._parts, strict=True)
+        found = _core.output_errors(list(weights), list(curvatures), types)
+        return {
+            name: self._relative(n * e for n, e in zip(counts, errors, strict=True))
+            for name, errors in zip(types, found, strict=True)
+        }
+
+    def plain_error(self, type_name: str) -> float:
+        """The same of one type without feedback."""
+        return self._relative(n * w.output_error(type_name, c, False) for w, c, n in self._parts)
+
+    def _relative(self, errors: Iterable[float]) -> float:
+        return sum(errors) / self._power if self._power > 0 else 0.0

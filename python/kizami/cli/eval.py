@@ -6,7 +6,7 @@ import click
 
 from kizami.engine import load
 from kizami.evaluate import evaluate as evaluate_models
-from kizami.quantize import read_text
+from kizami.recipe import read_text
 
 from . import output
 from .options import (

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
-from kizami.calibrate import calibrate
+from kizami.calibrate import calibrate, calibration_windows
 from kizami.engine import load
+from kizami.memory import cut_to
 from kizami.outputs import check_output
-from kizami.quantize import read_text
+from kizami.recipe import read_text
 
 from . import output
-from .options import FILE, MODEL, OUTPUT, context_option, json_option, threads_option
+from .options import FILE, MODEL, OUTPUT, context_option, json_option, memory_option, threads_option
 
 
 @click.command(cls=output.Command, short_help="measure which input channels matter")
@@ -23,9 +24,10 @@ from .options import FILE, MODEL, OUTPUT, context_option, json_option, threads_o
 )
 @click.option("--out", type=OUTPUT, required=True, metavar="IMATRIX.gguf", help="The file to write.")
 @context_option(512, "Tokens per window.")
+@memory_option
 @threads_option
 @json_option
-def imatrix(model: str, text: str, out: str, ctx: int, as_json: bool) -> None:
+def imatrix(model: str, text: str, out: str, ctx: int, max_memory: int | None, as_json: bool) -> None:
     """Write the importance matrix of MODEL on a text, in llama.cpp's GGUF form.
 
     \b
@@ -37,9 +39,9 @@ def imatrix(model: str, text: str, out: str, ctx: int, as_json: bool) -> None:
     check_output(out, model, text)
     words = read_text(text)
     with output.Progress() as progress:
-        made = calibrate(
-            load(model, activations="f32"), words, n_ctx=ctx, dataset=Path(text).name, progress=progress
-        )
+        loaded = load(model, activations="f32")
+        cut = cut_to(max_memory, loaded, calibration_windows(loaded, words, ctx).shape, Path(out).parent)
+        made = calibrate(loaded, words, n_ctx=ctx, dataset=Path(text).name, cut=cut, progress=progress)
     made.write(out)
     result = {
         "path": out,

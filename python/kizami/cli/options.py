@@ -176,6 +176,12 @@ floor_option = click.option(
     multiple=True,
     help="No type coarser than TYPE for the tensors whose names REGEX is found in.",
 )
+memory_option = click.option(
+    "--max-memory",
+    metavar="SIZE",
+    type=SIZE,
+    help="Most memory to take, about; the rest waits on disk beside the output. Results are the same.",
+)
 imatrix_option = click.option("--imatrix", type=FILE, help="Importance matrix, from kizami or llama-imatrix.")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +16,7 @@ from kizami.checkpoint import open_source
 from kizami.curve import Curve, make_curve
 from kizami.engine import from_source
 from kizami.imatrix import Imatrix
+from kizami.memory import cut_to
 from kizami.outputs import check_output
 from kizami.plot import check_plot, draw_curve
 from kizami.presets import preset_bpw
@@ -33,6 +36,7 @@ from .options import (
     floor_option,
     imatrix_option,
     json_option,
+    memory_option,
     pin_option,
     preset_option,
     size_option,
@@ -66,6 +70,7 @@ from .options import (
 @context_option(512, "Tokens of the text that are run together.")
 @click.option("--out", type=OUTPUT, metavar="PLAN.json", help="The plan file to write.")
 @click.option("--plot", type=OUTPUT, help="Draw the curve, as .png or .svg; needs kizami[plot].")
+@memory_option
 @threads_option
 @json_option
 def plan(
@@ -81,6 +86,7 @@ def plan(
     ctx: int,
     out: str | None,
     plot: str | None,
+    max_memory: int | None,
     as_json: bool,
 ) -> None:
     """Choose the type of every tensor of MODEL so that the file fits a budget and loses least.
@@ -126,7 +132,8 @@ def plan(
         with output.Progress() as progress:
             full = from_source(source, activations="f32")
             ids = calibration_windows(full, text, ctx)
-            known = vars(first_pass(full, ids, os.path.basename(calibration or ""), progress))
+            cut = cut_to(max_memory, full, ids.shape, Path(out or plot or tempfile.gettempdir()).parent)
+            known = vars(first_pass(full, ids, os.path.basename(calibration or ""), progress, cut))
     rules |= known
     if curve is not None:
         weights = sum(math.prod(tensor.shape) for tensor in source.values())

@@ -26,6 +26,7 @@ from .options import (
     floor_option,
     imatrix_option,
     json_option,
+    memory_option,
     pin_option,
     preset_option,
     size_option,
@@ -60,6 +61,7 @@ from .options import (
     type=SIZE,
     help="Write a split set, OUT-00001-of-00003.gguf, of files up to SIZE.",
 )
+@memory_option
 @click.option("--resume", is_flag=True, help="Go on with an interrupted job on OUT.gguf, to the same bytes.")
 @click.option("--force", is_flag=True, help="Discard an interrupted job on OUT.gguf and start again.")
 @click.option(
@@ -83,6 +85,7 @@ def quantize(
     ctx: int,
     rounding: str | None,
     split_size: int | None,
+    max_memory: int | None,
     resume: bool,
     force: bool,
     report: str | None,
@@ -124,6 +127,7 @@ def quantize(
                 ctx=ctx,
                 rounding=rounding,
                 split_size=split_size,
+                max_memory=max_memory,
                 resume=resume,
                 force=force,
                 dry_run=dry_run,
@@ -160,5 +164,9 @@ def _print(report: Report, src: str, dry_run: bool) -> None:
     outcome = output.outcome(report.bytes, report.bpw, report.predicted_kld)
     files = f", {len(report.paths)} files" if len(report.paths) > 1 else ""
     output.line(f"{report.path} {'would be' if dry_run else 'is'} {outcome}{files}")
+    if report.kld is not None:
+        on = f"{report.kld_tokens:,} tokens of the text that rounding did not see"
+        output.line(f"KLD {report.kld:.4g} on {on}")
     peak = f", peak memory {output.size(report.peak_rss)}" if report.peak_rss else ""
-    output.note(f"{report.seconds:.1f} s{peak}")
+    least = f" (--max-memory: from {output.size(report.least_memory)})" if report.least_memory else ""
+    output.note(f"{report.seconds:.1f} s{peak}{least}")

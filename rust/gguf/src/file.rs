@@ -46,7 +46,7 @@ impl Shard {
     }
 }
 
-/// The one unsafe place of the crate.
+/// One of two unsafe places of the crate; the other gives pages back.
 #[allow(unsafe_code)]
 fn map(file: &std::fs::File) -> std::io::Result<Mmap> {
     // SAFETY: the map is read-only and lives as long as its owner, which every view holds. It is a slice
@@ -55,6 +55,19 @@ fn map(file: &std::fs::File) -> std::io::Result<Mmap> {
     // the header is copied out once, and consumers of tensor bytes treat every block as arbitrary data.
     // Our own writer never changes a file in place; it renames a new one over the old name.
     unsafe { Mmap::map(file) }
+}
+
+/// Lets go of the pages of a map that are in memory: they are read again when they are asked for.
+#[allow(unsafe_code)]
+fn release(map: &Mmap) {
+    #[cfg(unix)]
+    // SAFETY: the map is of a file and read-only, so no page of it has anything that the file has not: what is read after
+    // this is what would have been read before. Where the system refuses, the pages stay, which is no harm.
+    unsafe {
+        let _ = map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed);
+    }
+    #[cfg(not(unix))]
+    let _ = map;
 }
 
 impl File {
@@ -73,6 +86,11 @@ impl File {
     /// The files of the set and their maps; one for a file that is not split.
     pub fn shards(&self) -> &[(PathBuf, Arc<Mmap>)] {
         &self.shards
+    }
+
+    /// Takes all pages out of this process's memory that can be read again. Views stay what they are.
+    pub fn release(&self) {
+        self.shards.iter().for_each(|(_, map)| release(map));
     }
 
     /// Bytes of all files of the set.

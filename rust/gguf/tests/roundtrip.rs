@@ -113,6 +113,12 @@ proptest! {
             prop_assert_eq!(bytes, &content(i, info.nbytes)[..]);
             prop_assert_eq!(&file.view(&info.name).unwrap()[..], bytes);
         }
+        // Pages that were let go are read again.
+        let views: Vec<_> = layout.tensors().iter().map(|info| file.view(&info.name).unwrap()).collect();
+        file.release();
+        for (i, (view, info)) in views.iter().zip(layout.tensors()).enumerate() {
+            prop_assert_eq!(&view[..], &content(i, info.nbytes)[..]);
+        }
         // Layout equality: the header of what was read lays out to the same bytes.
         let again = Layout::new(file.header().metadata(), &tensors).unwrap();
         prop_assert_eq!(again.bytes(), layout.bytes());

@@ -1,12 +1,12 @@
-//! Feed-forward blocks: the fused path has the bits of the long one, and nobody's result depends on the others in
-//! the batch, on the instruction set or on the number of threads.
+//! Feed-forward blocks: the fused path has the bits of the long one, some experts at a time those of all together, and
+//! nobody's result depends on the others in the batch, on the instruction set or on the number of threads.
 
 mod blocks;
 mod setup;
 
 use kizami_kernels::matmul::Precision;
 use kizami_kernels::ops::Norm;
-use kizami_kernels::ops::ffn::{Experts, Ffn, FfnBlock, GroupScore, Router, Scoring};
+use kizami_kernels::ops::ffn::{Experts, Ffn, FfnBlock, GroupScore, Part, Router, Scoring};
 use kizami_kernels::par::set_threads;
 use kizami_kernels::{Matrix, Type, set_level};
 use proptest::prelude::*;
@@ -55,6 +55,7 @@ proptest! {
         shared in any::<bool>(),
         routed in any::<bool>(),
         scaled in any::<bool>(),
+        cut in any::<usize>(),
         seed in any::<u64>(),
     ) {
         let mut seed = seed;
@@ -116,6 +117,23 @@ proptest! {
                 prop_assert_eq!(bits(&fused), bits(&long), "{:?}, {} threads", level, threads);
             }
         }
+        let (mut parts, mut sums, mut seen_of_parts) = (x.clone(), vec![0.0; x.len()], Vec::new());
+        let ends = if routed { vec![cut % EXPERTS, cut % EXPERTS + 1, EXPERTS] } else { vec![0] };
+        let mut start = 0;
+        for (i, &end) in ends.iter().enumerate() {
+            let part = Part { experts: start..end, sums: &mut sums, last: i + 1 == ends.len() };
+            let mut see = |o: kizami_kernels::ops::Observation<'_>| {
+                seen_of_parts.push((o.role, o.index, o.cols, o.pick.map_or(o.x.len() / o.cols, <[u32]>::len)));
+            };
+            block.forward_part(&mut parts, part, Precision::Int8, Some(&mut see)).expect("shapes that agree");
+            start = end;
+        }
+        prop_assert_eq!(bits(&parts), bits(&long), "parts that end at {:?}", ends);
+        seen.sort();
+        seen_of_parts.sort();
+        prop_assert_eq!(seen_of_parts, seen);
+        let beyond = Part { experts: 0..EXPERTS + 1, sums: &mut sums, last: true };
+        prop_assert!(block.forward_part(&mut parts, beyond, Precision::Int8, None).is_err());
         for (i, alone) in x.chunks_exact(D).enumerate().take(3) {
             let mut alone = alone.to_vec();
             block.forward(&mut alone, Precision::Int8, None).expect("shapes that agree");

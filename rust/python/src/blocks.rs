@@ -15,8 +15,8 @@ pub(crate) use head::Head;
 pub(crate) use mla::Mla;
 
 use crate::error;
-use kizami_quantizer::{Moments, Statistics};
-use numpy::{PyArray1, PyArray2, PyArray3, PyArrayMethods, PyReadwriteArray2};
+use kizami_quantizer::Statistics;
+use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadwriteArray2};
 use pyo3::prelude::*;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -53,18 +53,24 @@ impl Observer {
         entries.collect()
     }
 
-    #[expect(clippy::type_complexity, reason = "sums and counts, as above")]
-    fn moments<'py>(
+    fn tokens<'py>(&self, py: Python<'py>, name: &str) -> Option<Bound<'py, PyArray1<f64>>> {
+        let mut statistics = lock(&self.statistics);
+        let moments = statistics.moments(name)?;
+        Some(PyArray1::from_iter(py, moments.iter().map(|m| m.tokens() as f64)))
+    }
+
+    fn take<'py>(
         &self,
         py: Python<'py>,
         name: &str,
-    ) -> PyResult<Option<(Bound<'py, PyArray3<f64>>, Bound<'py, PyArray1<f64>>)>> {
-        let statistics = lock(&self.statistics);
-        let Some(moments) = statistics.moments(name) else { return Ok(None) };
-        let (count, cols) = (moments.len(), moments[0].cols());
-        let sums: Vec<f64> = py.detach(|| moments.iter().flat_map(Moments::sums).collect());
-        let tokens = PyArray1::from_iter(py, moments.iter().map(|m| m.tokens() as f64));
-        Ok(Some((PyArray1::from_vec(py, sums).reshape([count, cols, cols])?, tokens)))
+        index: usize,
+    ) -> PyResult<Option<Bound<'py, PyArray2<f64>>>> {
+        let mut statistics = lock(&self.statistics);
+        let moments = statistics.moments(name).and_then(|all| all.get_mut(index));
+        let Some(moments) = moments.filter(|m| m.tokens() > 0) else { return Ok(None) };
+        let cols = moments.cols();
+        let sums = py.detach(|| moments.take());
+        PyArray1::from_vec(py, sums).reshape([cols, cols]).map(Some)
     }
 }
 

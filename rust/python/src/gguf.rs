@@ -87,6 +87,11 @@ impl GgufFile {
         self.file.shards().iter().map(|(path, _)| path.clone()).collect()
     }
 
+    /// Takes the file's pages out of this process's memory; they are read again when needed.
+    fn release(&self) {
+        self.file.release();
+    }
+
     #[pyo3(signature = (name, scale=None))]
     fn tensor(&self, name: &str, scale: Option<&str>) -> PyResult<Tensor> {
         Tensor::from_file(self.file.clone(), name, scale)?

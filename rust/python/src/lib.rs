@@ -102,7 +102,7 @@ mod _core {
     #[pymodule_export]
     use super::gguf::{GgufFile, GgufWriter};
     #[pymodule_export]
-    use super::quantize::{Curvature, solve, types};
+    use super::quantize::{Curvature, output_errors, solve, types};
     #[pymodule_export]
     use super::tensor::Tensor;
     #[pymodule_export]

@@ -138,3 +138,24 @@ pub(crate) fn output_error(
     let (ty, w) = (parse(type_name)?, t.matrix()?);
     py.detach(|| tensor::output_error(&w, ty, &curvature.0, feedback)).map_err(error::quantizer)
 }
+
+/// What types do to the outputs of several matrices: `[types][matrices]`.
+#[pyfunction]
+pub(crate) fn output_errors(
+    py: Python<'_>,
+    tensors: Vec<Py<Tensor>>,
+    curvatures: Vec<Py<Curvature>>,
+    types: Vec<String>,
+) -> PyResult<Vec<Vec<f64>>> {
+    if tensors.len() != curvatures.len() {
+        let (n, found) = (tensors.len(), curvatures.len());
+        return Err(error::usage(format!(
+            "curvatures: found {found}, expected one for each of {n} matrices"
+        )));
+    }
+    let types: Vec<Type> = types.iter().map(|name| parse(name)).collect::<PyResult<_>>()?;
+    let matrices: PyResult<Vec<_>> =
+        tensors.iter().zip(&curvatures).map(|(t, c)| Ok((t.get().matrix()?, &c.get().0))).collect();
+    let matrices = matrices?;
+    py.detach(|| tensor::output_errors(&matrices, &types)).map_err(error::quantizer)
+}

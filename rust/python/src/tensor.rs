@@ -3,6 +3,7 @@
 use crate::quantize::Curvature;
 use crate::{error, memory};
 use kizami_kernels::matmul::{Columns, Precision, dequantize, matmul};
+use kizami_kernels::matrix::SCALE_BLOCK;
 use kizami_kernels::{Matrix, Type, par, repack, repacked_bytes};
 use numpy::{
     PyArray1, PyArray2, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods,
@@ -308,6 +309,29 @@ impl Tensor {
         bytes.len = size;
         let scales = self.scales.get(index).cloned().into_iter().collect();
         Self::from_parts(self.ty, vec![self.rows, self.cols], vec![bytes], scales, self.repacked)
+    }
+
+    fn part(&self, index: usize, start: usize, count: usize) -> PyResult<Self> {
+        let mut part = self.at(index)?;
+        let aligned = self.ty != Type::F8E4M3 || start.is_multiple_of(SCALE_BLOCK);
+        let end = start.checked_add(count).filter(|&end| count > 0 && end <= self.rows && aligned);
+        let (Some(end), false) = (end, self.repacked) else {
+            let (rows, of) = (self.rows, self.ty.name());
+            return Err(error::usage(format!(
+                "rows: found {count} from row {start} of {rows} of {of}, expected some of them, and of F8_E4M3 whole \
+                 blocks of {SCALE_BLOCK}"
+            )));
+        };
+        let row = self.ty.row_bytes(self.cols).unwrap_or(0);
+        let bytes = &mut part.bytes[0];
+        bytes.start = bytes.get()[start * row..end * row].as_ptr();
+        bytes.len = count * row;
+        if self.ty == Type::F8E4M3 {
+            let across = self.cols.div_ceil(SCALE_BLOCK);
+            let scales = &mut part.scales[0];
+            *scales = scales[start / SCALE_BLOCK * across..end.div_ceil(SCALE_BLOCK) * across].to_vec();
+        }
+        Self::from_parts(self.ty, vec![count, self.cols], part.bytes, part.scales, false)
     }
 
     fn rows(&self, py: Python<'_>, index: usize, rows: Vec<usize>) -> PyResult<Self> {

@@ -21,7 +21,7 @@ const PANEL: usize = 2 * LANES;
 pub struct Moments {
     cols: usize,
     tokens: u64,
-    /// `[cols][cols]`; only entries at or right of the diagonal's panel are kept.
+    /// `[cols][cols]`, or nothing as long as all are zero; only entries at or right of the diagonal's panel are kept.
     sums: Vec<f64>,
     /// Inputs not yet in the sums, fewer than [`TOKENS`].
     pending: Vec<f32>,
@@ -30,7 +30,7 @@ pub struct Moments {
 impl Moments {
     /// Nothing seen yet of inputs of `cols` features.
     pub fn new(cols: usize) -> Self {
-        Self { cols, tokens: 0, sums: vec![0.0; cols * cols], pending: Vec::new() }
+        Self { cols, tokens: 0, sums: Vec::new(), pending: Vec::new() }
     }
 
     /// Input features.
@@ -45,29 +45,37 @@ impl Moments {
 
     /// Adds inputs of `cols` floats, one after the other; of those only the picked ones, where `pick` says which.
     pub fn add(&mut self, x: &[f32], pick: Option<&[u32]>) {
-        let row = |i: usize| &x[i * self.cols..][..self.cols];
+        let cols = self.cols;
+        let row = |i: usize| &x[i * cols..][..cols];
         let n = pick.map_or(x.len() / self.cols, <[u32]>::len);
         for i in 0..n {
             self.pending.extend_from_slice(row(pick.map_or(i, |pick| pick[i] as usize)));
             if self.pending.len() == TOKENS * self.cols {
-                flush(&mut self.sums, &self.pending, self.cols);
-                self.pending.clear();
+                self.flush();
             }
         }
         self.tokens += n as u64;
     }
 
-    /// The symmetric `[cols][cols]` matrix of sums over all inputs so far.
-    pub fn sums(&self) -> Vec<f64> {
-        let mut sums = self.sums.clone();
+    fn flush(&mut self) {
+        self.sums.resize(self.cols * self.cols, 0.0);
         if !self.pending.is_empty() {
-            flush(&mut sums, &self.pending, self.cols);
+            flush(&mut self.sums, &self.pending, self.cols);
+            self.pending.clear();
         }
+    }
+
+    /// The symmetric `[cols][cols]` matrix of sums over all inputs so far, which are forgotten: it is large.
+    pub fn take(&mut self) -> Vec<f64> {
+        self.flush();
+        self.pending = Vec::new();
+        let mut sums = std::mem::take(&mut self.sums);
         for i in 0..self.cols {
             for j in 0..i {
                 sums[i * self.cols + j] = sums[j * self.cols + i];
             }
         }
+        self.tokens = 0;
         sums
     }
 }

@@ -94,7 +94,7 @@ impl Statistics {
     }
 
     /// The second moments of a tensor's inputs, if they were wanted and there were any: of each of its matrices.
-    pub fn moments(&self, name: &str) -> Option<&[Moments]> {
-        self.moments.get(name).map(Vec::as_slice)
+    pub fn moments(&mut self, name: &str) -> Option<&mut [Moments]> {
+        self.moments.get_mut(name).map(Vec::as_mut_slice)
     }
 }

@@ -157,3 +157,15 @@ pub fn output_error(w: &Matrix<'_>, ty: Type, curvature: &Curvature, feedback: b
         Ok(curvature.loss(&error))
     })
 }
+
+/// [`output_error`] with feedback of several matrices, each with its curvature, in several types: `[types][matrices]`.
+/// All of it in parallel, because a few rows of one matrix are too few for all threads.
+pub fn output_errors(matrices: &[(Matrix<'_>, &Curvature)], types: &[Type]) -> Result<Vec<Vec<f64>>, Error> {
+    let tasks = types.iter().flat_map(|&ty| matrices.iter().map(move |(w, curvature)| (ty, w, *curvature)));
+    let errors: Result<Vec<f64>, Error> =
+        par::map(tasks.collect(), |(ty, w, curvature)| output_error(w, ty, curvature, true))
+            .into_iter()
+            .collect();
+    let errors = errors?;
+    Ok((0..types.len()).map(|t| errors[t * matrices.len()..][..matrices.len()].to_vec()).collect())
+}

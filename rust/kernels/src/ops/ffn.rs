@@ -9,7 +9,7 @@
 //!
 //! Tokens are sorted by expert, so each expert's weights are decoded once for all of them, and all networks
 //! of the block, shared ones included, run together: one parallel region for gate and up (`hidden.rs`), one
-//! for down.
+//! for down. A token's experts are summed in ascending order, so a block may also run some experts at a time ([`Part`]).
 
 mod hidden;
 mod router;
@@ -20,6 +20,7 @@ use crate::matmul::{Columns, Job, Precision, read_column, run};
 use crate::matrix::Matrix;
 use crate::{par, profile};
 use hidden::Hidden;
+use std::ops::Range;
 
 pub use router::{GroupScore, Router, Scoring};
 
@@ -53,6 +54,17 @@ pub struct FfnBlock<'a> {
     pub routed: Option<(Router<'a>, Experts<'a>)>,
 }
 
+/// Some experts of a block: those before them have run, the others follow. The parts together have the bits of the
+/// whole.
+pub struct Part<'a> {
+    /// Which.
+    pub experts: Range<usize>,
+    /// What the experts so far gave each token, `[n][d]`; zeros before the first part.
+    pub sums: &'a mut [f32],
+    /// Whether no part follows: then the sums go to `x`, and with them what all tokens pass.
+    pub last: bool,
+}
+
 /// A network and the tokens that pass it, ascending.
 struct Group<'a> {
     ffn: Ffn<'a>,
@@ -64,6 +76,34 @@ impl FfnBlock<'_> {
     pub fn forward(
         &self,
         x: &mut [f32],
+        precision: Precision,
+        observer: Option<&mut Observer<'_>>,
+    ) -> Result<(), Error> {
+        self.run(x, None, precision, observer)
+    }
+
+    /// Runs some of the experts; `x` is what it was until the last part. The router and the shared network are shown to
+    /// the observer in the last part, experts in theirs.
+    pub fn forward_part(
+        &self,
+        x: &mut [f32],
+        part: Part<'_>,
+        precision: Precision,
+        observer: Option<&mut Observer<'_>>,
+    ) -> Result<(), Error> {
+        let count = self.routed.as_ref().map_or(0, |(_, experts)| experts.count);
+        if part.experts.start > part.experts.end || part.experts.end > count {
+            let expected = "first to last of the block's";
+            return Err(Error::Range { what: "experts of a part", found: part.experts.end, expected });
+        }
+        expect_len("sums of experts", part.sums.len(), x.len())?;
+        self.run(x, Some(part), precision, observer)
+    }
+
+    fn run(
+        &self,
+        x: &mut [f32],
+        part: Option<Part<'_>>,
         precision: Precision,
         mut observer: Option<&mut Observer<'_>>,
     ) -> Result<(), Error> {
@@ -79,14 +119,16 @@ impl FfnBlock<'_> {
         }
         let mut groups = Vec::new();
         let mut places = Places::default();
+        let count = self.routed.as_ref().map_or(0, |(_, experts)| experts.count);
+        let (range, last) = part.as_ref().map_or((0..count, true), |p| (p.experts.clone(), p.last));
         if let Some((router, experts)) = &self.routed {
             let span = profile::linear("ffn_gate_inp", &router.weight, n);
             let chosen = router.choose(&columns, experts.count)?;
-            places.sort(&chosen.experts, &chosen.weights, chosen.used, experts, &mut groups);
+            places = Places::sort(&chosen, experts, range.clone(), &mut groups);
             drop(span);
         }
         let routed = groups.len();
-        if let Some(ffn) = self.shared {
+        if let Some(ffn) = self.shared.filter(|_| last) {
             groups.push(Group { ffn, tokens: (0..n as u32).collect() });
         }
         for (i, group) in groups.iter().enumerate() {
@@ -97,13 +139,13 @@ impl FfnBlock<'_> {
             };
             group.ffn.check(d, suffix)?;
         }
-        let count = self.routed.as_ref().map_or(0, |(_, experts)| experts.count);
         let see = |observer: &mut Option<&mut Observer<'_>>, part: usize, inputs: &[&[f32]]| {
             if let Some(observer) = observer {
-                self.observe(observer, part, count, &places, &groups, routed, inputs);
+                let seen = Seen { part, count, range: range.clone(), inputs };
+                self.observe(observer, &seen, &places, &groups, routed);
             }
         };
-        if let (Some(observer), true) = (&mut observer, self.routed.is_some()) {
+        if let (Some(observer), true) = (&mut observer, self.routed.is_some() && last) {
             // What the router takes in, and with it every network of the block.
             observer(Observation { role: "ffn_gate_inp", index: 0, count: 1, cols: d, x: &h, pick: None });
         }
@@ -127,23 +169,39 @@ impl FfnBlock<'_> {
         drop(span);
 
         let _span = profile::span("ffn_sum", 0, 0);
-        // Each token gathers its experts in order of selection, then the network all tokens share.
-        par::for_chunks(x, d, |token, x| {
-            let (mut sum, mut row) = (vec![0.0; d], vec![0.0; d]);
+        // Each token gathers its experts, then the network all tokens share.
+        let gather = |token: usize, sum: &mut [f32]| {
+            let mut row = vec![0.0; d];
             for &(group, column, weight) in places.of(token) {
                 read_column(&outs[group], groups[group].tokens.len(), column, &mut row);
                 for (sum, x) in sum.iter_mut().zip(&row) {
                     *sum += weight * x;
                 }
             }
-            if routed > 0 {
-                add(x, &sum);
+        };
+        let finish = |token: usize, sum: &[f32], x: &mut [f32]| {
+            if self.routed.is_some() {
+                add(x, sum);
             }
             if let Some(out) = outs.get(routed) {
+                let mut row = vec![0.0; d];
                 read_column(out, n, token, &mut row);
                 add(x, &row);
             }
-        });
+        };
+        match part {
+            None => par::for_chunks(x, d, |token, x| {
+                let mut sum = vec![0.0; d];
+                gather(token, &mut sum);
+                finish(token, &sum, x);
+            }),
+            Some(Part { sums, .. }) => {
+                par::for_chunks(sums, d, gather);
+                if last {
+                    par::for_chunks(x, d, |token, x| finish(token, &sums[token * d..][..d], x));
+                }
+            }
+        }
         Ok(())
     }
 
@@ -164,22 +222,20 @@ impl FfnBlock<'_> {
         profile::span(name, macs, bytes)
     }
 
-    /// Shows the inputs of one part of all networks: `inputs` is one for all, or one per group.
-    #[expect(clippy::too_many_arguments, reason = "what an observation is made of")]
+    /// Shows the inputs of one part of all networks.
     fn observe(
         &self,
         observer: &mut Observer<'_>,
-        part: usize,
-        count: usize,
+        seen: &Seen<'_>,
         places: &Places,
         groups: &[Group<'_>],
         routed: usize,
-        inputs: &[&[f32]],
     ) {
+        let &Seen { part, count, inputs, .. } = seen;
         let role = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"][part];
-        let ff = groups.first().map_or(0, |g| g.ffn.down.cols());
-        let cols = if part < 2 { self.norm.weight.len() } else { ff };
-        for index in 0..count {
+        for index in seen.range.clone() {
+            let Some((_, experts)) = &self.routed else { break };
+            let cols = if part < 2 { self.norm.weight.len() } else { (experts.get)(index).down.cols() };
             let (x, pick) = match places.group_of[index] {
                 // Experts that no token chose are seen too, with nothing.
                 None => (&[][..], Some(&[][..])),
@@ -198,6 +254,15 @@ impl FfnBlock<'_> {
             observer(Observation { role: roles[part], index: 0, count: 1, cols, x, pick: None });
         }
     }
+}
+
+/// What is shown of a step: gate, up or down (0, 1, 2) of these experts out of `count`.
+struct Seen<'a> {
+    part: usize,
+    count: usize,
+    range: Range<usize>,
+    /// One for all networks, or one per group.
+    inputs: &'a [&'a [f32]],
 }
 
 /// Which network of a block a matrix belongs to, for messages.
@@ -224,43 +289,52 @@ impl Ffn<'_> {
 /// Where the results of every token's experts are.
 #[derive(Default)]
 struct Places {
-    /// Group, column in it and weight, in order of selection, token after token.
+    /// Group, column in it and weight, by ascending expert, token after token.
     slots: Vec<(usize, usize, f32)>,
-    used: usize,
+    /// Where each token's slots begin, and where the last ones end.
+    starts: Vec<usize>,
     /// The group of each expert, none where no token chose it.
     group_of: Vec<Option<usize>>,
 }
 
 impl Places {
-    /// Sorts (token, choice) pairs by expert; makes a group for each expert that some token chose.
+    /// Sorts (token, choice) pairs by expert; makes a group for each expert of `range` that some token chose.
     fn sort<'a>(
-        &mut self,
-        chosen: &[u32],
-        weights: &[f32],
-        used: usize,
+        chosen: &router::Chosen,
         experts: &Experts<'a>,
+        range: Range<usize>,
         groups: &mut Vec<Group<'a>>,
-    ) {
-        self.used = used;
+    ) -> Self {
         let mut tokens_of = vec![Vec::new(); experts.count];
-        for (i, &e) in chosen.iter().enumerate() {
-            self.slots.push((e as usize, tokens_of[e as usize].len(), weights[i]));
-            tokens_of[e as usize].push((i / used) as u32);
-        }
-        for (e, tokens) in tokens_of.into_iter().enumerate() {
-            if tokens.is_empty() {
-                self.group_of.push(None);
-                continue;
+        let mut places = Self { starts: vec![0], ..Self::default() };
+        let choices = chosen.experts.chunks_exact(chosen.used).zip(chosen.weights.chunks_exact(chosen.used));
+        for (token, (of, weights)) in choices.enumerate() {
+            let mut slots: Vec<(usize, f32)> =
+                of.iter().map(|&e| e as usize).zip(weights.iter().copied()).collect();
+            slots.sort_by_key(|&(expert, _)| expert);
+            for (expert, weight) in slots.into_iter().filter(|(expert, _)| range.contains(expert)) {
+                places.slots.push((expert, tokens_of[expert].len(), weight));
+                tokens_of[expert].push(token as u32);
             }
-            self.group_of.push(Some(groups.len()));
-            groups.push(Group { ffn: (experts.get)(e), tokens });
+            places.starts.push(places.slots.len());
         }
-        for slot in &mut self.slots {
-            slot.0 = self.group_of[slot.0].expect("a chosen expert has a group");
+        for (expert, tokens) in tokens_of.into_iter().enumerate() {
+            let used = !tokens.is_empty();
+            places.group_of.push(used.then_some(groups.len()));
+            if used {
+                groups.push(Group { ffn: (experts.get)(expert), tokens });
+            }
         }
+        for slot in &mut places.slots {
+            slot.0 = places.group_of[slot.0].expect("a chosen expert has a group");
+        }
+        places
     }
 
     fn of(&self, token: usize) -> &[(usize, usize, f32)] {
-        &self.slots[token * self.used..][..self.used]
+        match self.starts.get(token..token + 2) {
+            Some(&[start, end]) => &self.slots[start..end],
+            _ => &[],
+        }
     }
 }

@@ -31,9 +31,21 @@ pub fn logits(
     let _span = profile::linear("output", output, x.len() / d);
     let h = norm.apply(x, d);
     if let Some(observer) = observer {
-        observer(Observation { role: "output", index: 0, count: 1, cols: d, x: &h, pick: None });
+        show(&h, d, observer);
     }
     let mut out = vec![0.0; x.len() / d * output.rows()];
     matmul(output, &Columns::new(&h, d, precision)?, &mut out)?;
     Ok(out)
+}
+
+/// Shows an observer what the output matrix takes in, without the product: logits are many.
+pub fn observe(norm: Norm<'_>, x: &[f32], observer: &mut Observer<'_>) -> Result<(), Error> {
+    let d = norm.weight.len();
+    expect_len("hidden states", x.len() % d.max(1), 0)?;
+    show(&norm.apply(x, d), d, observer);
+    Ok(())
+}
+
+fn show(h: &[f32], d: usize, observer: &mut Observer<'_>) {
+    observer(Observation { role: "output", index: 0, count: 1, cols: d, x: h, pick: None });
 }

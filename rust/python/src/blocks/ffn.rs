@@ -106,6 +106,11 @@ impl FfnBlock {
         Ok(Self { layer, norm: norm.floats()?, eps, shared, routed })
     }
 
+    #[getter]
+    fn experts(&self) -> PyResult<usize> {
+        self.routed.as_ref().map_or(Ok(0), |routed| count(&routed.experts))
+    }
+
     #[pyo3(signature = (x, activations="int8", observer=None))]
     fn forward(
         &self,
@@ -114,8 +119,37 @@ impl FfnBlock {
         activations: &str,
         observer: Option<&Observer>,
     ) -> PyResult<()> {
+        self.run(py, slice_mut(&mut x)?, None, activations, observer)
+    }
+
+    #[pyo3(signature = (x, sums, first, end, *, last, activations="int8", observer=None))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments: what a part of a step is made of")]
+    fn forward_part(
+        &self,
+        py: Python<'_>,
+        mut x: PyReadwriteArray2<'_, f32>,
+        mut sums: PyReadwriteArray2<'_, f32>,
+        first: usize,
+        end: usize,
+        last: bool,
+        activations: &str,
+        observer: Option<&Observer>,
+    ) -> PyResult<()> {
+        let part = ffn::Part { experts: first..end, sums: slice_mut(&mut sums)?, last };
+        self.run(py, slice_mut(&mut x)?, Some(part), activations, observer)
+    }
+}
+
+impl FfnBlock {
+    fn run(
+        &self,
+        py: Python<'_>,
+        x: &mut [f32],
+        part: Option<ffn::Part<'_>>,
+        activations: &str,
+        observer: Option<&Observer>,
+    ) -> PyResult<()> {
         let precision = precision(activations)?;
-        let x = slice_mut(&mut x)?;
         let shared = match &self.shared {
             Some(s) => count(s).map(|_| Some(network(s, 0)))?,
             None => None,
@@ -140,7 +174,11 @@ impl FfnBlock {
             None => None,
         };
         let block = ffn::FfnBlock { norm: Norm { weight: &self.norm, eps: self.eps }, shared, routed };
-        py.detach(|| observed(observer, self.layer, |o| block.forward(x, precision, o)))
+        let run = |o: Option<&mut kizami_kernels::ops::Observer<'_>>| match part {
+            None => block.forward(x, precision, o),
+            Some(part) => block.forward_part(x, part, precision, o),
+        };
+        py.detach(|| observed(observer, self.layer, run))
             .map_err(|e| error::kernel(&format!("blk.{} feed-forward", self.layer), e))
     }
 }

@@ -59,4 +59,13 @@ impl Head {
         let out = out.map_err(|e| error::kernel("output", e))?;
         PyArray1::from_vec(py, out).reshape([n, output.rows()])
     }
+    /// What the output matrix takes in, without its product.
+    fn observe(&self, py: Python<'_>, x: PyReadonlyArray2<'_, f32>, observer: &Observer) -> PyResult<()> {
+        let x = x.as_slice().map_err(|_| error::usage("x must be contiguous".into()))?;
+        let norm = Norm { weight: &self.norm, eps: self.eps };
+        let seen = py.detach(|| {
+            observed_as(Some(observer), String::new, |o| o.map_or(Ok(()), |o| head::observe(norm, x, o)))
+        });
+        seen.map_err(|e| error::kernel("output", e))
+    }
 }

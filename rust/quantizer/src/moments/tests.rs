@@ -27,7 +27,9 @@ proptest! {
         let mut moments = Moments::new(cols);
         moments.add(&x, None);
         prop_assert_eq!(moments.tokens(), tokens as u64);
-        let sums = moments.sums();
+        let sums = moments.take();
+        prop_assert_eq!(moments.tokens(), 0);
+        prop_assert!(moments.take().iter().all(|&sum| sum == 0.0), "what was taken is forgotten");
         for i in 0..cols {
             for j in 0..cols {
                 let terms = || x.chunks(cols).map(|x| f64::from(x[i]) * f64::from(x[j]));
@@ -46,7 +48,7 @@ proptest! {
         let x = inputs(seed, cols * tokens);
         let mut whole = Moments::new(cols);
         whole.add(&x, None);
-        let expected = whole.sums();
+        let expected = whole.take();
         let before = kizami_kernels::level();
         for level in levels() {
             assert!(set_level(level));
@@ -60,8 +62,8 @@ proptest! {
                     picked.add(&x, Some(&pick));
                     start += cut;
                 }
-                prop_assert_eq!(parts.sums(), expected.clone());
-                prop_assert_eq!(picked.sums(), expected.clone());
+                prop_assert_eq!(parts.take(), expected.clone());
+                prop_assert_eq!(picked.take(), expected.clone());
             }
         }
         assert!(set_level(before));

@@ -1,0 +1,209 @@
+"""Second moments of what linear layers take in, and what error feedback makes of them.
+
+Knows which tensors of a layer share their inputs, and how experts that saw little borrow from the others.
+Does not know how text passes through a model (feedback.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import overload
+
+import numpy as np
+
+from kizami import _core
+from kizami.layers import Observer
+from kizami.spill import Kept, Spill
+
+# Parts of a layer that take in the same: the moments of the first that a layer has serve all of them.
+SAME_INPUT = (
+    ("attn_kv_a_mqa", "attn_q_a", "attn_q"),
+    ("attn_q", "attn_k", "attn_v"),
+    ("ffn_gate_inp", "ffn_gate_shexp", "ffn_up_shexp"),
+    ("ffn_gate_exps", "ffn_up_exps"),
+    ("ffn_gate", "ffn_up"),
+)
+# An expert that saw this many tokens per column believes its own moments as much as its layer's.
+SHRINKAGE = {"ffn_down_exps": 1.0, "ffn_gate_exps": 2.5}
+# Where moments of a layer's gates for each expert would take more bytes, all experts have the router's.
+MOST_GATES = 1 << 30
+
+
+def observed_as(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The tensor of the same layer whose inputs are observed in place of those of ``name``.
+
+    Args:
+        shapes: those of all tensors, by name.
+    """
+    prefix, _, part = name.removesuffix(".weight").rpartition(".")
+    if part in ("ffn_gate_exps", "ffn_up_exps") and 8 * shapes[name][0] * shapes[name][2] ** 2 > MOST_GATES:
+        part = "ffn_gate_inp"
+    for group in SAME_INPUT:
+        if part in group:
+            found = (f"{prefix}.{other}.weight" for other in group)
+            return next(other for other in found if other in shapes)
+    return name
+
+
+def observed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """What has to be observed for the moments of a tensor: its inputs, and what they are shrunk to."""
+    own = observed_as(name, shapes)
+    return {own, observed_as(own.replace("ffn_gate_exps", "ffn_gate_inp"), shapes)}
+
+
+class Curvatures(Sequence[_core.Curvature]):
+    """One per matrix of a tensor, or a single one that serves all of them.
+
+    Those of many matrices are made when asked for and not kept: each is half the size of its moments.
+    """
+
+    def __init__(self, means: Sequence[np.ndarray] | np.ndarray) -> None:
+        """Takes float64 ``[cols, cols]`` for each; a single one is not kept."""
+        self._only = _core.Curvature(means[0]) if len(means) == 1 else None
+        self._means = means if self._only is None else ()
+        self._count = len(means)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> _core.Curvature: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[_core.Curvature]: ...
+
+    def __getitem__(self, index: int | slice) -> _core.Curvature | Sequence[_core.Curvature]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # where iteration ends
+        return _core.Curvature(self._means[index]) if self._only is None else self._only
+
+
+class Stack:
+    """Sums of ``x xᵀ`` for every matrix of a tensor."""
+
+    def __init__(self, n_mat: int, cols: int) -> None:
+        self.tokens = np.zeros(n_mat)
+        self._cols = cols
+        self._sums: list[Kept | None] = [None] * n_mat
+        self._total: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._sums)
+
+    def add(self, index: int, sums: np.ndarray, tokens: float, spill: Spill) -> None:
+        """Takes over those of one matrix; matrices come in ascending order."""
+        self.tokens[index] = tokens
+        if len(self) > 1:
+            # In a fixed order, so that neither parts nor threads show.
+            self._total = sums.copy() if self._total is None else np.add(self._total, sums, out=self._total)
+        self._sums[index] = spill.keep(sums)
+
+    def sums(self, index: int) -> np.ndarray:
+        """float64 ``[cols, cols]``; not to be changed."""
+        kept = self._sums[index]
+        return np.zeros((self._cols, self._cols)) if kept is None else kept.get()
+
+    def mean(self) -> np.ndarray:
+        """Over all inputs of all matrices."""
+        return (self.sums(0) if self._total is None else self._total) / max(self.tokens.sum(), 1.0)
+
+
+class Means(Sequence[np.ndarray]):
+    """Mean ``x xᵀ`` of each matrix of a stack, drawn to that of the layer: the more, the fewer tokens it
+    saw."""
+
+    def __init__(self, stack: Stack, layer: np.ndarray | None, shrinkage: float) -> None:
+        """Takes the layer's mean, and how many tokens of its own an expert believes as much; no mean: no
+        drawing."""
+        self._stack, self._layer, self._shrinkage = stack, layer, shrinkage
+
+    def __len__(self) -> int:
+        return len(self._stack)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[np.ndarray]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | Sequence[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        sums, tokens = self._stack.sums(index), self._stack.tokens[index]
+        if self._layer is None:
+            return sums / max(tokens, 1.0)
+        mean = self._shrinkage * self._layer
+        mean += sums
+        mean /= tokens + self._shrinkage
+        return mean
+
+
+class Moments:
+    """Second moments of the inputs of some of a layer's tensors, or of the head's."""
+
+    def __init__(
+        self, names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], spill: Spill, second: bool = True
+    ) -> None:
+        """Has seen nothing yet.
+
+        Args:
+            names: of the tensors.
+            shapes: those of all tensors, by name.
+            spill: where moments of experts wait.
+            second: whether to gather second moments; otherwise only the imatrix.
+
+        Attributes:
+            observer: is to see the inputs.
+            stacks: the sums taken so far, by the name of what was observed; those of single matrices go
+                when their curvature is made.
+        """
+        self._observed = sorted({other for n in names for other in observed(n, shapes)}) if second else []
+        self.observer = Observer(self._observed)
+        self._shapes, self._spill = shapes, spill
+        self.stacks: dict[str, Stack] = {}
+        self._curvatures: dict[str, Curvatures | None] = {}
+
+    def take(self) -> None:
+        """Takes over what the observer has seen: of each matrix once, when all its inputs have passed."""
+        for name in self._observed:
+            tokens = self.observer.tokens(name)
+            for index in [] if tokens is None else np.flatnonzero(tokens).tolist():
+                sums = self.observer.take(name, index)
+                if tokens is not None and sums is not None:
+                    stack = self.stacks.setdefault(name, Stack(len(tokens), len(sums)))
+                    stack.add(index, sums, tokens[index], self._spill)
+
+    def entries(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """These tensors' part of the imatrix, as :class:`kizami.imatrix.Imatrix` has it."""
+        return {name: (sums, counts) for name, sums, counts in self.observer.entries()}
+
+    def curvatures(self, name: str) -> Curvatures | None:
+        """What error feedback makes of a tensor's mean ``x xᵀ``; None where nothing was seen."""
+        observed = observed_as(name, self._shapes)
+        if observed not in self._curvatures:
+            means = self._means(observed)
+            self._curvatures[observed] = None if means is None else Curvatures(means)
+        return self._curvatures[observed]
+
+    def tokens(self, name: str) -> np.ndarray:
+        """How many inputs each of a tensor's matrices saw: float64 ``[n_mat]``."""
+        return self.entries()[name][1].astype(np.float64)
+
+    def _means(self, name: str) -> Sequence[np.ndarray] | None:
+        """Experts' own means are shrunk: for gates to that of what the router takes in, for down to that of
+        all
+        experts."""
+        stack = self.stacks.get(name)
+        if stack is None:
+            return None
+        part = name.removesuffix(".weight").rpartition(".")[2]
+        if len(stack) == 1:
+            if part != "ffn_gate_inp":  # which experts borrow from
+                del self.stacks[name]
+            return [stack.mean()]
+        if part not in SHRINKAGE:
+            return Means(stack, None, 0.0)
+        router = self.stacks.get(name.replace("ffn_gate_exps", "ffn_gate_inp"), stack)
+        return Means(stack, router.mean(), SHRINKAGE[part] * self._shapes[name][-1])

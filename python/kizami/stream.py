@@ -1,0 +1,92 @@
+"""Hidden states of many windows between two layers of a model, which they pass one layer at a time.
+
+Knows how windows go through a layer, all its experts together or some at a time, and where they wait
+between. Does not know what is looked for in them (feedback.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from kizami.engine import Model
+from kizami.layers import Batch, FfnBlock, Observer, Segment
+from kizami.memory import Cut
+from kizami.models import Architecture
+from kizami.models.decoder import Layer
+from kizami.spill import Kept, Spill
+
+
+class Stream:
+    """Windows of token ids ``[n_windows, n_ctx]`` before the first layer of a model.
+
+    Args:
+        decoder: whose layers they will pass.
+        model: has its caches and the type of its activations.
+        cut: how many windows run together, and where all of them wait.
+        spill: what they wait in.
+        passed: called when some of the windows have passed something.
+
+    Attributes:
+        groups: of windows that run together.
+    """
+
+    def __init__(
+        self,
+        decoder: Architecture,
+        model: Model,
+        ids: np.ndarray,
+        cut: Cut,
+        spill: Spill,
+        passed: Callable[[], None],
+    ) -> None:
+        self.groups = [ids[i : i + cut.windows] for i in range(0, len(ids), cut.windows)]
+        self._decoder, self._model, self._spill, self._passed = decoder, model, spill, passed
+        self._hidden = [spill.keep(self._batch(group).embed(decoder.head)) for group in self.groups]
+        self._sums: list[Kept] = []
+
+    def attend(self, layer: Layer, observer: Observer) -> None:
+        """All windows pass a layer's attention."""
+        for kept, group in zip(self._hidden, self.groups, strict=True):
+            x = kept.get()
+            self._batch(group, observer).attend(x, layer.attention)
+            kept.set(x)
+            self._passed()
+
+    def feed_forward(self, block: FfnBlock, observer: Observer, first: int, end: int) -> None:
+        """All windows pass some experts of a layer's other half; with the last of them they have passed it
+        all."""
+        whole, last = (first, end) == (0, block.experts), end == block.experts
+        for i, (kept, group) in enumerate(zip(self._hidden, self.groups, strict=True)):
+            x, batch = kept.get(), self._batch(group, observer)
+            if whole:
+                batch.feed_forward(x, block)
+            else:
+                sums = self._sums[i].get() if first else np.zeros_like(x)
+                batch.feed_forward_part(x, sums, block, first, end)
+                if not last:
+                    self._keep_sums(i, sums)
+            if last:
+                kept.set(x)
+            self._passed()
+
+    def observe_head(self, observer: Observer) -> None:
+        """Shows what the head takes in."""
+        for kept in self._hidden:
+            self._decoder.head.observe(kept.get(), observer)
+            self._passed()
+
+    def hidden(self) -> Iterator[np.ndarray]:
+        """Hidden states ``[tokens, d]`` as they are now, windows that run together in one array."""
+        return (kept.get() for kept in self._hidden)
+
+    def _keep_sums(self, i: int, sums: np.ndarray) -> None:
+        if i == len(self._sums):
+            self._sums.append(self._spill.keep(sums))
+        else:
+            self._sums[i].set(sums)
+
+    def _batch(self, group: np.ndarray, observer: Observer | None = None) -> Batch:
+        segments = [Segment(window, self._model.new_cache(), len(window)) for window in group]
+        return Batch(segments, activations=self._model.activations, observer=observer)

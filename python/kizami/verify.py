@@ -1,0 +1,170 @@
+"""How far what a job has written is from its source: measured while it writes, so no further pass is needed.
+
+Windows that rounding does not see pass each layer twice when it is finished: the source's, and the one that
+was written. At the end both have logits. Knows two streams and their distance; neither files nor when a
+layer is finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from kizami import _core
+from kizami.engine import Model
+from kizami.errors import FormatError
+from kizami.evaluate import log_softmax
+from kizami.gguf import scale_name
+from kizami.layers import Observer
+from kizami.memory import Cut
+from kizami.models import Architecture, build
+from kizami.moments import Moments
+from kizami.plan import Plan
+from kizami.spill import Spill
+from kizami.stream import Stream
+
+# Windows kept from rounding, at most, and as a share of the text.
+WINDOWS, SHARE = 16, 16
+# Rows of logits that are compared together.
+ROWS = 64
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Mean KL divergence of the written model to its source in nats, to three digits, and over how many
+    tokens.
+
+    None and 0 where the text was too short to keep windows apart.
+    """
+
+    kld: float | None
+    tokens: int
+
+
+UNVERIFIED = Verified(None, 0)
+
+
+def kept_apart(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Windows to round on and windows to verify on, ``[n_windows, n_ctx]`` each, the latter spread over the
+    text."""
+    count = min(-(-len(ids) // SHARE), WINDOWS)
+    if len(ids) < 2:
+        return ids, ids[:0]
+    apart = np.unique(np.linspace(0, len(ids) - 1, count + 2).round().astype(int)[1:-1])
+    return np.delete(ids, apart, axis=0), ids[apart]
+
+
+class Written(Mapping[str, _core.Tensor]):
+    """The tensors of an output that is being written: right as soon as their bytes are.
+
+    Args:
+        plan: says what they are.
+        read: the bytes of one of them.
+    """
+
+    def __init__(self, plan: Plan, read: Callable[[str], np.ndarray]) -> None:
+        self._planned, self._read = {t.name: t for t in plan.tensors}, read
+
+    def __getitem__(self, name: str) -> _core.Tensor:
+        planned = self._planned[name]
+        scales = None
+        if planned.scales:
+            scales = [one.reshape(1, 1) for one in self._read(scale_name(name)).view(np.float32)]
+        return _core.Tensor(planned.type, planned.shape, [self._read(name)], scales)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._planned)
+
+    def __len__(self) -> int:
+        return len(self._planned)
+
+
+class Verification:
+    """Two streams of the same windows, through a source and through what is made of it.
+
+    Args:
+        model: the source, with float activations.
+        written: the tensors of the output, by name. Those of a layer are read when it is passed.
+        ids: windows ``[n_windows, n_ctx]``; with none of them there is nothing to do.
+        cut: how windows and experts are cut to fit in memory.
+        spill: where windows wait.
+        release: takes what was read of the output out of memory.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        written: Mapping[str, _core.Tensor],
+        ids: np.ndarray,
+        cut: Cut,
+        spill: Spill,
+        release: Callable[[], None],
+    ) -> None:
+        self._model, self._written, self._ids, self._release = model, written, ids, release
+        self._cut, self._spill = cut, spill
+        self._passed = 0
+        self._streams: tuple[Stream, Stream] | None = None
+
+    def follow(self, layers: Iterator[tuple[list[str], Moments]]) -> Iterator[tuple[list[str], Moments]]:
+        """The layers, each passed by both streams when whoever takes them comes back for the next."""
+        for names, moments in layers:
+            number = names[0].split(".")[1] if names[0].startswith("blk.") else ""
+            if number.isdecimal():
+                self._pass_to(int(number))
+            yield names, moments
+
+    def result(self) -> Verified:
+        """When all is written.
+
+        Raises:
+            FormatError: logits are not finite.
+        """
+        if not len(self._ids):
+            return UNVERIFIED
+        self._pass_to(len(self._model.decoder.layers))
+        assert self._streams is not None
+        half, klds = self._ids.shape[1] // 2, []
+        source, written = self._model.decoder.head, self._rebuilt().head
+        theirs, ours = (stream.hidden() for stream in self._streams)
+        for x, y in zip(theirs, ours, strict=True):
+            # The conventions of evaluate.py: the second half of a window, without its last token.
+            rows = np.arange(len(x)).reshape(-1, self._ids.shape[1])[:, half:-1].reshape(-1)
+            for i in range(0, len(rows), ROWS):
+                p, q = (
+                    log_softmax(head.logits(np.ascontiguousarray(hidden[rows[i : i + ROWS]]), "f32"))
+                    for head, hidden in ((source, x), (written, y))
+                )
+                klds.append((np.exp(p) * (p - q)).sum(axis=1))
+        kld = np.concatenate(klds)
+        if not np.isfinite(kld).all():
+            raise FormatError("logits of the written model: found NaN or infinity, expected finite numbers")
+        return Verified(float(f"{kld.mean():.3g}"), len(kld))
+
+    def _pass_to(self, layer: int) -> None:
+        """Both streams through all layers before this one."""
+        if not len(self._ids) or (self._streams is not None and self._passed >= layer):
+            return
+        decoder = self._rebuilt()
+        if self._streams is None:
+            quiet: Callable[[], None] = lambda: None  # noqa: E731
+            source, written = (
+                Stream(made, self._model, self._ids, self._cut, self._spill, quiet)
+                for made in (self._model.decoder, decoder)
+            )
+            self._streams = source, written
+        for number in range(self._passed, layer):
+            for made, stream in zip((self._model.decoder, decoder), self._streams, strict=True):
+                stream.attend(made.layers[number], Observer())
+                block = made.layers[number].feed_forward
+                for first, end in self._cut.parts(block.experts):
+                    stream.feed_forward(block, Observer(), first, end)
+                    self._cut.release(self._model.source)
+                    if self._cut.lean:
+                        self._release()
+        self._passed = max(self._passed, layer)
+
+    def _rebuilt(self) -> Architecture:
+        """Norms are read when a model is built, so one that was built before they were written has none."""
+        return build(self._model.source.metadata, self._written, str(self._model.source.path))

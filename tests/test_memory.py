@@ -1,0 +1,195 @@
+"""Jobs within a limit of memory: the same bytes, from less of it; and what the job says of its own result."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kizami as package
+from commandline import KIZAMI, json_of, kizami, one_error
+from kizami.calibrate import calibration_windows
+from kizami.errors import InputOutputError, UsageError
+from kizami.evaluate import score
+from kizami.memory import Cut, cut_to, least
+from kizami.recipe import read_text
+from kizami.spill import Spill
+from kizami.verify import kept_apart
+
+OPTIONS = {"bpw": 4.0, "ctx": 128}
+quantize = sys.modules["kizami.quantize"]  # the package has the function under this name
+
+
+@pytest.fixture(scope="module")
+def job(small, tmp_path_factory):
+    """A model, options with a text, the bytes of an unlimited job and its report."""
+    model, _ = small
+    options = OPTIONS | {"calibration": model / "calibration.txt"}
+    out = tmp_path_factory.mktemp("unlimited") / "out.gguf"
+    report = package.quantize(model, out, **options)
+    return model, options, out.read_bytes(), report
+
+
+@given(st.integers(0, 300), st.none() | st.integers(1, 400))
+def test_parts_are_all_experts_in_order(n_expert, experts):
+    parts = Cut(experts=experts).parts(n_expert)
+    assert [i for first, end in parts for i in range(first, end)] == list(range(n_expert))
+    assert all(0 < end - first <= (experts or n_expert) for first, end in parts) or parts == [(0, 0)]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_is_kept_comes_back(tmp_path, on_disk):
+    arrays = [np.random.default_rng(i).normal(size=(i + 1, 7)) for i in range(5)]
+    with Spill(tmp_path if on_disk else None) as spill:
+        kept = [spill.keep(array.copy()) for array in arrays]
+        kept[2].set(arrays[2] * 2)
+        for i, one in enumerate(kept):
+            np.testing.assert_array_equal(one.get(), arrays[i] * (2 if i == 2 else 1))
+        assert not list(tmp_path.iterdir()), "a file that is killed with the process has no name"
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    with Spill(tmp_path) as spill:
+        kept = spill.keep(np.zeros(3))
+
+        class Full:
+            def seek(self, offset):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(kept, "_file", Full())
+        with pytest.raises(InputOutputError, match=r"cannot write a temporary file: No space left") as error:
+            kept.set(np.ones(3))
+        assert "--max-memory" in error.value.hint
+
+
+def test_a_limit_changes_no_byte(job, tmp_path, monkeypatch):
+    """At the smallest limit: experts one by one, everything that waits on disk."""
+    model, options, expected, _ = job
+    cuts = []
+    monkeypatch.setattr(quantize, "cut_to", lambda *args: cuts.append(cut_to(*args)) or cuts[-1])
+    smallest = least(package.load(model, activations="f32"), (15, 128))
+    report = package.quantize(model, tmp_path / "out.gguf", max_memory=smallest * 5 // 4, **options)
+    assert (tmp_path / "out.gguf").read_bytes() == expected
+    assert report.least_memory is not None
+    (cut,) = cuts
+    assert cut.lean and (cut.folder == tmp_path or cut.experts is None)
+    for cut in (Cut(1, 1, tmp_path, True), Cut(2, 3, tmp_path), Cut(windows=3, lean=True)):
+        monkeypatch.setattr(quantize, "cut_to", lambda *args, cut=cut: cut)
+        package.quantize(model, tmp_path / "out.gguf", max_memory=1, **options)
+        assert (tmp_path / "out.gguf").read_bytes() == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+
+
+def test_large_tensors_are_encoded_in_pieces(job, tmp_path, monkeypatch):
+    model, options, expected, _ = job
+    monkeypatch.setattr("kizami.feedback.PIECE", 1)
+    package.quantize(model, tmp_path / "out.gguf", **options)
+    assert (tmp_path / "out.gguf").read_bytes() == expected
+    monkeypatch.undo()
+    for type_name in ("Q4_0", "F16"):
+        plain = tmp_path / "plain.gguf"
+        package.quantize(model, plain, type=type_name)
+        whole = plain.read_bytes()
+        monkeypatch.setattr("kizami.feedback.PIECE", 1)
+        package.quantize(model, plain, type=type_name)
+        assert plain.read_bytes() == whole
+        package.quantize(plain, tmp_path / "again.gguf", type=type_name)  # copied
+        again = package.GGUF(tmp_path / "again.gguf")
+        for name, tensor in package.GGUF(plain).items():
+            np.testing.assert_array_equal(tensor.bytes(), again[name].bytes(), err_msg=name)
+        monkeypatch.undo()
+
+
+def test_a_limit_that_cannot_be_kept_is_refused_before_any_work(job, tmp_path):
+    model, options, _, _ = job
+    out = tmp_path / "out.gguf"
+    words = ["--bpw", 4, "--ctx", 128, "--calibration", options["calibration"]]
+    result = kizami("quantize", model, out, *words, "--max-memory", "1MB", code=2)
+    one_error(result, "max-memory: found 1,000,000 bytes, expected at least")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="max-memory"):
+        cut_to(1, package.load(model, activations="f32"), (15, 128), tmp_path)
+
+
+def test_every_command_that_reads_a_text_has_a_limit(small, tmp_path):
+    model, imatrix = small
+    text = model / "calibration.txt"
+    args = [model, "--ctx", 128, "--max-memory", "4GB", "--json"]
+    found = tmp_path / "imatrix.gguf"
+    kizami("imatrix", *args, "--text", text, "--out", found)
+    assert found.read_bytes() == imatrix.read_bytes()
+    plans = [tmp_path / "a.json", tmp_path / "b.json"]
+    for words, plan in ((args, plans[0]), (args[:3], plans[1])):
+        kizami("plan", *words, "--bpw", 4, "--calibration", text, "--out", plan)
+    assert plans[0].read_bytes() == plans[1].read_bytes()
+
+
+# -- what a job says of its result ---------------------------------------------------------------------
+
+
+def test_the_kld_in_the_file_is_that_of_the_file(job, tmp_path):
+    model, options, expected, report = job
+    out = tmp_path / "out.gguf"
+    out.write_bytes(expected)
+    reference = package.load(model, activations="f32")
+    ids = calibration_windows(reference, read_text(model / "calibration.txt"), OPTIONS["ctx"])
+    rounded_on, apart = kept_apart(ids)
+    assert len(rounded_on) + len(apart) == len(ids) and len(apart) >= 1
+    (found,) = score([package.load(out, activations="f32")], reference, apart)
+    assert report.kld == pytest.approx(found.kld.mean(), rel=6e-3)
+    assert report.kld_tokens == len(found.kld)
+    metadata = package.GGUF(out).metadata
+    assert metadata["kizami.kld"] == pytest.approx(report.kld, rel=1e-6)
+    assert metadata["kizami.kld.tokens"] == report.kld_tokens
+    assert report.predicted_kld is not None
+
+
+def test_a_plain_file_has_no_kld(small, tmp_path):
+    model, _ = small
+    words = ["--type", "Q8_0", "--calibration", model / "calibration.txt", "--rounding", "plain"]
+    report = json_of(kizami("quantize", model, tmp_path / "out.gguf", *words, "--json"))
+    assert report["kld"] is None and report["kld_tokens"] == 0
+    assert "kizami.kld" not in package.GGUF(tmp_path / "out.gguf").metadata
+
+
+def test_it_is_printed(small, tmp_path):
+    model, _ = small
+    words = ["--type", "Q4_0", "--calibration", model / "calibration.txt", "--ctx", 128]
+    result = kizami("quantize", model, tmp_path / "out.gguf", *words)
+    assert "KLD " in result.stdout and "that rounding did not see" in result.stdout
+    assert "--max-memory: from" in result.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory of mapped files")
+def test_weights_leave_memory(tmp_path):
+    """Most of the resident memory of a program that reads a large file would be that file."""
+    import subprocess
+
+    import synthetic
+
+    config = synthetic.CONFIG | {"n_routed_experts": 64, "moe_intermediate_size": 1024}
+    model = synthetic.write_model(tmp_path / "model", config)
+    program = """if True:
+    import psutil, kizami
+    from kizami.checkpoint import open_source
+    source = open_source(%r)
+    resident = lambda: psutil.Process().memory_info().rss
+    before = resident()
+    total = sum(int(t.part(0, 0, 128).dequantize().size) + int(t.at(63).dequantize().size)
+                for name, t in source.items() if "_exps" in name)
+    for name, t in source.items():
+        if "_exps" in name:
+            for i in range(64): t.at(i).dequantize()
+    read = resident() - before
+    source.release()
+    print(read - (resident() - before))
+    """
+    code = program % str(model)
+    found = subprocess.run([KIZAMI[0], "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    size = (model / "model.safetensors").stat().st_size
+    assert int(found.stdout) > size // 2
