@@ -203,7 +203,8 @@ def test_calibration_and_imatrix_give_the_same_file(small, tmp_path):
     # With feedback one type needs no importance: the file names the text instead.
     known = [set(GGUF(tmp_path / name).metadata) for name in ("plain.gguf", "feedback.gguf")]
     importance = {key for key in known[0] if "imatrix" in key}
-    assert len(importance) == 4 and known[1] == known[0] - importance | {"kizami.calibration.sha256"}
+    text = {f"kizami.{key}" for key in ("calibration.sha256", "kld", "kld.tokens")}
+    assert len(importance) == 4 and known[1] == known[0] - importance | text
     both = ["--imatrix", wide, "--calibration", words]
     one_error(kizami("quantize", model, tmp_path / "c.gguf", "--type", "Q4_K", *both, code=2), "at most one")
 

@@ -275,7 +275,7 @@ def job(small, tmp_path_factory):
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 @pytest.mark.parametrize(
     ("module", "name", "calls", "surveys"),
-    [("survey", "Sample", 9, 1), ("probe", "from_source", 5, 1), ("quantize", "encoded", 9, 0)],
+    [("survey", "Sample", 9, 1), ("probe", "from_source", 5, 1), ("encode", "encoded", 9, 0)],
 )
 def test_a_killed_job_surveys_again_until_there_is_a_plan(
     job, tmp_path, monkeypatch, module, name, calls, surveys

@@ -23,6 +23,7 @@ from kizami.presets import preset_bpw
 from kizami.provenance import text_hash
 from kizami.recipe import read_text
 from kizami.survey import first_pass
+from kizami.verify import kept_apart
 
 from . import output
 from .options import (
@@ -131,7 +132,7 @@ def plan(
     if text is not None:
         with output.Progress() as progress:
             full = from_source(source, activations="f32")
-            ids = calibration_windows(full, text, ctx)
+            ids, _ = kept_apart(calibration_windows(full, text, ctx))
             cut = cut_to(max_memory, full, ids.shape, Path(out or plot or tempfile.gettempdir()).parent)
             known = vars(first_pass(full, ids, os.path.basename(calibration or ""), progress, cut))
     rules |= known
