@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ TOGETHER = 4
 # Experts of a part that leave what all parts do over again, norm and router, small beside their own work.
 ENOUGH = 8
 # What the interpreter, libraries and allocators take beyond what is counted.
-SLACK = 192 << 20
+SLACK = 128 << 20
 # What a piece of a tensor takes while it is encoded (feedback.PIECE): its new bytes, at most as floats.
 PIECE_BYTES = 4 << 24
 
@@ -59,37 +59,55 @@ class Cut:
 
 
 UNLIMITED = Cut()
+# What a layer is made of, as memory sees it.
+PARTS = ("attention", "rest", "expert")
+
+
+@dataclass
+class LayerNeed:
+    """Bytes that one layer takes: of attention, of what else all tokens pass, and for each of its experts.
+
+    Attributes:
+        passing: weights in use, inputs and outputs of the tokens that run together.
+        moments: sums of what is observed.
+        rounding: what making the largest curvature and a piece of a tensor takes besides.
+    """
+
+    passing: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    moments: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    rounding: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    n_expert: int = 0
+
+    def total(self, cut: Cut) -> int:
+        """At its peak, with a cut of the work."""
+        together = self.n_expert if cut.experts is None else min(cut.experts, self.n_expert)
+        rest, own = self.moments["rest"], self.moments["expert"]
+        waiting = self.n_expert * own if together == self.n_expert else 0
+        return max(
+            self.moments["attention"] + max(self.passing["attention"], self.rounding["attention"]),
+            rest + self.passing["rest"] + together * (own + self.passing["expert"]),
+            rest + waiting + max(self.rounding["rest"], self.rounding["expert"]),
+        )
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a pass takes at its peak, with some cut of it.
+    """Bytes that a pass takes at its peak.
 
     Attributes:
         base: what there is already, and what stays: the process, the imatrix.
         waiting: hidden states of all windows; on disk in a cut with a folder.
-        attention: while one layer's attention is passed, rounded or measured.
-        rest: likewise what no expert belongs to: dense networks, shared experts, the router.
-        expert: for each expert of a part, while it is passed.
-        rounding: while experts are rounded or measured one after the other.
-        all_moments: of all experts of a layer, where they wait in memory.
+        layers: what each layer takes.
     """
 
     base: int
     waiting: int
-    attention: int
-    rest: int
-    expert: int
-    rounding: int
-    all_moments: int
+    layers: list[LayerNeed]
 
-    def total(self, n_expert: int, cut: Cut) -> int:
-        """With a cut of it."""
-        experts = n_expert if cut.experts is None else min(cut.experts, n_expert)
-        kept = 0 if cut.folder is not None else self.waiting
-        waiting = self.all_moments if experts == n_expert else 0
-        passing = self.rest + experts * self.expert
-        return self.base + kept + max(self.attention, passing, self.rest + waiting + self.rounding)
+    def total(self, cut: Cut) -> int:
+        """With a cut of the work."""
+        waiting = self.waiting if cut.folder is None else 0
+        return self.base + waiting + max((layer.total(cut) for layer in self.layers), default=0)
 
 
 def need(source: Any, n_used: int, n_ctx: int, n_windows: int, windows: int = TOGETHER) -> Need:
@@ -105,47 +123,39 @@ def need(source: Any, n_used: int, n_ctx: int, n_windows: int, windows: int = TO
     tensors = {name: source[name] for name in source if name.startswith("blk.")}
     shapes: dict[str, tuple[int, ...]] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     d = source["token_embd.weight"].shape[1]
-    tokens = windows * n_ctx
-    layers: dict[str, list[str]] = {}
-    for name in shapes:
-        layers.setdefault(name.split(".")[1], []).append(name)
-    attention = rest = expert = rounding = all_moments = imatrix = 0
-    for names in layers.values():
-        sums = {"attention": 0, "rest": 0, "expert": 0}
-        largest = dict.fromkeys(sums, 0)
-        seen, waiting = set[str](), 0
-        for name in names:
-            if len(shapes[name]) < 2:
-                continue
-            *stack, rows, cols = [1, 1, *shapes[name]][-3:]
-            n_mat, own = stack[0], 8 * cols * cols
-            imatrix += 4 * n_mat * cols
-            weights = math.ceil(tensors[name].nbytes / n_mat)
-            part = "attention" if ".attn" in name else "expert" if "_exps" in name else "rest"
-            # What is observed in place of another counts once.
-            moments_ = 0 if (of := moments.observed_as(name, shapes)) in seen or of not in names else own
-            seen.add(of)
-            if part == "expert":
-                moments_ = moments_ if "_exps" in of else 0
-                sums[part] += weights + moments_ + 8 * tokens * n_used * (rows + cols) // n_mat
-                waiting += n_mat * moments_
-            else:
-                sums[part] += n_mat * (weights + moments_ + 4 * tokens * (rows + cols))
-            # A mean in f64, in f32, the matrix that is factored, the factor.
-            largest[part] = max(largest[part], int(own * 2.25) + PIECE_BYTES)
-        attention = max(attention, sums["attention"] + largest["attention"])
-        rest = max(rest, sums["rest"] + largest["rest"] + 24 * tokens * d)
-        expert = max(expert, sums["expert"])
-        rounding = max(rounding, largest["expert"])
-        all_moments = max(all_moments, waiting)
+    tokens, imatrix = windows * n_ctx, 0
+    layers: dict[str, LayerNeed] = {}
+    seen = set[str]()
+    for name, shape in shapes.items():
+        if len(shape) < 2:
+            continue
+        layer = layers.setdefault(name.split(".")[1], LayerNeed())
+        *stack, rows, cols = [1, 1, *shape][-3:]
+        n_mat, own = stack[0], 8 * cols * cols
+        imatrix += 4 * n_mat * cols
+        weights = math.ceil(tensors[name].nbytes / n_mat)
+        part = "attention" if ".attn" in name else "expert" if "_exps" in name else "rest"
+        # A mean in f64, in f32, the matrix that is factored, the factor.
+        layer.rounding[part] = max(layer.rounding[part], int(own * 2.25) + PIECE_BYTES)
+        observed = moments.observed_as(name, shapes)
+        if part == "expert":
+            layer.n_expert = max(layer.n_expert, n_mat)
+            layer.passing[part] += weights + 8 * tokens * n_used * (rows + cols) // n_mat
+        else:
+            layer.passing[part] += n_mat * (weights + 4 * tokens * (rows + cols))
+        if observed not in seen:
+            seen.add(observed)
+            by_expert = "_exps" in observed
+            layer.moments["expert" if by_expert else part] += own if by_expert else n_mat * own
+    for layer in layers.values():
+        layer.passing["rest"] += 24 * tokens * d
     base = psutil.Process().memory_info().rss + imatrix + SLACK
-    return Need(base, 8 * n_windows * n_ctx * d, attention, rest, expert, rounding, all_moments)
+    return Need(base, 8 * n_windows * n_ctx * d, list(layers.values()))
 
 
 def least(model: Any, ids_shape: tuple[int, ...]) -> int:
     """Bytes of the smallest cut of a pass; arguments as for :func:`cut_to`."""
-    n_expert, needed = _needed(model, ids_shape, 1)
-    return needed.total(n_expert, Cut(1, min(1, n_expert) or None, Path(), lean=True))
+    return _needed(model, ids_shape, 1).total(Cut(1, 1, Path(), lean=True))
 
 
 def cut_to(limit: int | None, model: Any, ids_shape: tuple[int, ...], folder: Path) -> Cut:
@@ -162,17 +172,16 @@ def cut_to(limit: int | None, model: Any, ids_shape: tuple[int, ...], folder: Pa
     """
     if limit is None:
         return UNLIMITED
+    n_expert = max((layer.feed_forward.experts for layer in model.decoder.layers), default=0)
     found: list[Cut] = []
     for windows in (TOGETHER, 1):
-        n_expert, needed = _needed(model, ids_shape, windows)
+        needed = _needed(model, ids_shape, windows)
         for kept in (None, folder):
-            if needed.total(n_expert, whole := Cut(windows, None, kept, lean=True)) <= limit:
+            if needed.total(whole := Cut(windows, None, kept, lean=True)) <= limit:
                 return whole
         # Not all experts, for then their moments would wait in memory.
-        smallest = Cut(windows, 1, folder, lean=True)
-        more = (limit - needed.total(n_expert, smallest)) // max(needed.expert, 1)
-        part = Cut(windows, max(min(1 + more, n_expert - 1), 1), folder, lean=True)
-        if n_expert > 1 and needed.total(n_expert, part) <= limit:
+        parts = (Cut(windows, experts, folder, lean=True) for experts in range(n_expert - 1, 0, -1))
+        if part := next((cut for cut in parts if needed.total(cut) <= limit), None):
             found.append(part)
             if part.experts and part.experts >= ENOUGH:
                 break
@@ -184,8 +193,7 @@ def cut_to(limit: int | None, model: Any, ids_shape: tuple[int, ...], folder: Pa
     )
 
 
-def _needed(model: Any, ids_shape: tuple[int, ...], windows: int) -> tuple[int, Need]:
+def _needed(model: Any, ids_shape: tuple[int, ...], windows: int) -> Need:
     n_windows, n_ctx = ids_shape
-    n_expert = max((layer.feed_forward.experts for layer in model.decoder.layers), default=0)
     n_used = getattr(model.config, "n_expert_used", 0)
-    return n_expert, need(model.source, n_used, n_ctx, n_windows, min(windows, n_windows))
+    return need(model.source, n_used, n_ctx, n_windows, min(windows, n_windows))
