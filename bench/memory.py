@@ -147,8 +147,10 @@ def main() -> None:
     parser.add_argument("--max-memory", default="2GB")
     parser.add_argument("--bytes-of-text", type=int, default=40_000)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("options", nargs="*", help="of `kizami quantize`, behind --")
-    given = parser.parse_args()
+    words = sys.argv[1:]
+    own = words.index("--") if "--" in words else len(words)
+    options = words[own + 1 :] or ["--preset", "Q4_K_M"]
+    given = parser.parse_args(words[:own])
     config = CONFIG | {"n_routed_experts": given.experts, "num_hidden_layers": given.layers}
     model = given.folder / f"model-{given.experts}x{given.layers}"
     write_model(model, config)
@@ -158,7 +160,7 @@ def main() -> None:
     )
     program = Path(sys.executable).with_name("kizami")
     command = [str(program), "quantize", str(model), str(out), "--force", "--calibration", str(text)]
-    command += ["--max-memory", given.max_memory, "--json", *(given.options or ["--preset", "Q4_K_M"])]
+    command += ["--max-memory", given.max_memory, "--json", *options]
     start = time.perf_counter()
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     seconds = time.perf_counter() - start

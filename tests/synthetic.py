@@ -102,8 +102,14 @@ def weights(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
         matrix(prefix + "down_proj", hidden, width)
 
     tensors["model.embed_tokens.weight"] = bf16(rng.normal(0, 0.1, (config["vocab_size"], hidden)))
-    for layer in range(config["num_hidden_layers"]):
+    for layer in range(config["num_hidden_layers"] + config.get("num_nextn_predict_layers", 0)):
         base = f"model.layers.{layer}."
+        if layer >= config["num_hidden_layers"]:
+            matrix(base + "eh_proj", hidden, 2 * hidden)
+            for norm in ("enorm", "hnorm", "shared_head.norm"):
+                vector(base + norm, hidden)
+            tensors[base + "embed_tokens.weight"] = tensors["model.embed_tokens.weight"]
+            tensors[base + "shared_head.head.weight"] = tensors["model.embed_tokens.weight"]
         vector(base + "input_layernorm", hidden)
         if rank := config["q_lora_rank"]:
             matrix(base + "self_attn.q_a_proj", rank, hidden)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 WEIGHT_TYPES = ("F8_E4M3", "BF16", "F16", "F32")  # the first for matrices only: its scales are per 128x128
 BF16_FILE = 32  # general.file_type "mostly BF16": what the unquantized GGUF of an FP8 checkpoint is
 QUANTIZATION_VERSION = 2
+# Parts of a layer for multi-token prediction that it shares with the model.
+COPIES_OF_MTP = ("embed_tokens.", "shared_head.head.")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class Checkpoint(Mapping[str, _core.Tensor]):
 
     Args:
         path: directory with config.json, tokenizer.json and safetensors (one file, or shards with an index).
+        mtp: whether to keep the layers for multi-token prediction (arXiv:2412.19437, section 2.2), which
+            draft tokens and do not change the main model. Their copies of embedding and head are left out:
+            readers take the model's own.
 
     Attributes:
         path: the directory.
@@ -75,11 +80,12 @@ class Checkpoint(Mapping[str, _core.Tensor]):
         FormatError: names the file and the field or tensor, what was found and what was expected.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, mtp: bool = False) -> None:
         self.path = Path(path)
         self.config: Config = read_config(self.path / "config.json")
         self._store = SafetensorsDirectory(self.path)
-        self._recipes = recipes(self.config, self._store.files.keys())
+        self._mtp = mtp
+        self._recipes = recipes(self.config, self._store.files.keys(), mtp)
         self.notes: list[str] = []
         self.paths = sorted({file.path for file in self._store.files.values()})
         self._check()
@@ -140,7 +146,7 @@ class Checkpoint(Mapping[str, _core.Tensor]):
             shapes = {name: recipe.shape for name, recipe in self._recipes.items()}
             self._typed = [
                 *general_metadata(self.path, self.config.raw, shapes),
-                *architecture_metadata(self.config),
+                *architecture_metadata(self.config, self._mtp),
                 ("general.file_type", "u32", BF16_FILE),
                 ("general.quantization_version", "u32", QUANTIZATION_VERSION),
                 *self.tokenizer().to_metadata(self.config.vocab),
@@ -197,7 +203,10 @@ class Checkpoint(Mapping[str, _core.Tensor]):
             parts = name.split(".")
             layer = int(parts[2]) if name.startswith("model.layers.") and parts[2].isdecimal() else -1
             if layer >= self.config.layers:
-                dropped.add(layer)
+                if not self._mtp:
+                    dropped.add(layer)
+                elif not name.startswith(COPIES_OF_MTP, len(f"model.layers.{layer}.")):
+                    raise FormatError(f"{files[name].path}: tensor {name!r} is not part of this architecture")
             elif not name.endswith(".rotary_emb.inv_freq") and not (
                 self.config.tied and name == "lm_head.weight"
             ):
@@ -205,7 +214,8 @@ class Checkpoint(Mapping[str, _core.Tensor]):
         if dropped:
             which = ", ".join(map(str, sorted(dropped)))
             self.notes.append(
-                f"multi-token-prediction layer {which} left out: it does not change the main model"
+                f"multi-token-prediction layer {which} left out: it does not change the main model "
+                "(--mtp keeps it)"
             )
 
     def _check_tensor(self, name: str, recipe: Recipe) -> str:
@@ -262,19 +272,23 @@ def _f32_tensor(values: np.ndarray) -> _core.Tensor:
     return _core.Tensor("F32", data.shape, [data.reshape(-1).view(np.uint8)], None)
 
 
-def recipes(config: Config, present: Container[str]) -> dict[str, Recipe]:
+def recipes(config: Config, present: Container[str], mtp: bool = False) -> dict[str, Recipe]:
     """GGUF name to Recipe for every tensor of the model, in GGUF order (embedding, layers, output).
 
-    `present` is consulted only for the one tensor a configuration may leave open: the router's bias.
+    `present` is consulted only for the one tensor a configuration may leave open: the router's bias. With
+    `mtp` layers for multi-token prediction follow the others.
     """
     table = {"token_embd.weight": Recipe((config.vocab, config.hidden), ("model.embed_tokens.weight",))}
-    for layer in range(config.layers):
+    for layer in range(config.layers + (config.mtp_layers if mtp else 0)):
         source, target = f"model.layers.{layer}.", f"blk.{layer}."
         for name, recipe in _attention(config, source).items():
             table[target + name] = recipe
         feed_forward = _experts(config, source, present) if config.is_moe(layer) else _dense(config, source)
         for name, recipe in feed_forward.items():
             table[target + name] = recipe
+        if layer >= config.layers:
+            for name, recipe in _next_token(config, source).items():
+                table[target + name] = recipe
     table["output_norm.weight"] = Recipe((config.hidden,), ("model.norm.weight",), "f32")
     if not config.tied:
         table["output.weight"] = Recipe((config.vocab, config.hidden), ("lm_head.weight",))
@@ -324,6 +338,17 @@ def _experts(config: Config, source: str, present: Container[str]) -> dict[str, 
     return table
 
 
+def _next_token(config: Config, source: str) -> dict[str, Recipe]:
+    """What joins the last hidden state and the next token's embedding, and the norm before the head."""
+    hidden = config.hidden
+    return {
+        "nextn.eh_proj.weight": Recipe((hidden, 2 * hidden), (source + "eh_proj.weight",)),
+        "nextn.enorm.weight": Recipe((hidden,), (source + "enorm.weight",), "f32"),
+        "nextn.hnorm.weight": Recipe((hidden,), (source + "hnorm.weight",), "f32"),
+        "nextn.shared_head_norm.weight": Recipe((hidden,), (source + "shared_head.norm.weight",), "f32"),
+    }
+
+
 def _gated(source: str, suffix: str, width: int, hidden: int) -> dict[str, Recipe]:
     return {
         f"ffn_gate{suffix}.weight": Recipe((width, hidden), (source + "gate_proj.weight",)),
@@ -332,8 +357,12 @@ def _gated(source: str, suffix: str, width: int, hidden: int) -> dict[str, Recip
     }
 
 
-def open_source(path: str | os.PathLike[str]) -> GGUF | Checkpoint:
+def open_source(path: str | os.PathLike[str], *, mtp: bool = False) -> GGUF | Checkpoint:
     """Opens a model for reading: a directory as a Checkpoint, a file as a GGUF.
+
+    Args:
+        path: of either.
+        mtp: of a directory, as in :class:`Checkpoint`; a file has what it has.
 
     Raises:
         InputOutputError: nothing is there.
@@ -346,5 +375,5 @@ def open_source(path: str | os.PathLike[str]) -> GGUF | Checkpoint:
                 f"{where}: no config.json in this directory",
                 hint="give a Hugging Face model directory or a GGUF file",
             )
-        return Checkpoint(where)
+        return Checkpoint(where, mtp=mtp)
     return GGUF(where)

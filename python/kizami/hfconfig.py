@@ -92,6 +92,7 @@ class Config:
     """
 
     layers: int
+    mtp_layers: int
     dense_layers: int
     hidden: int
     dense_width: int
@@ -167,6 +168,7 @@ def read_config(path: Path) -> Config:
 
     return Config(
         layers=layers,
+        mtp_layers=fields.integer("num_nextn_predict_layers", 0, 100, 0),
         dense_layers=fields.integer("first_k_dense_replace", 0, layers, 0 if experts else layers),
         hidden=fields.integer("hidden_size", 1, width),
         dense_width=fields.integer("intermediate_size", 1, width),
@@ -229,9 +231,10 @@ def _fp8(fields: _Fields) -> bool:
     return True
 
 
-def architecture_metadata(config: Config) -> TypedMetadata:
+def architecture_metadata(config: Config, mtp: bool = False) -> TypedMetadata:
     """The `deepseek2.*` keys the converter writes, with its types. MLA is described as the multi-query
     attention it becomes once absorbed: one key head of width kv_lora_rank + rope, value width kv_lora_rank.
+    With `mtp` layers for multi-token prediction count, too.
     """
     keys: TypedMetadata = []
 
@@ -239,7 +242,9 @@ def architecture_metadata(config: Config) -> TypedMetadata:
         if value is not None:
             keys.append((f"deepseek2.{name}", kind, value))
 
-    add("block_count", "u32", config.layers)
+    add("block_count", "u32", config.layers + (config.mtp_layers if mtp else 0))
+    if mtp and config.mtp_layers:
+        add("nextn_predict_layers", "u32", config.mtp_layers)
     add("context_length", "u32", config.context)
     add("embedding_length", "u32", config.hidden)
     add("feed_forward_length", "u32", config.dense_width)

@@ -88,6 +88,7 @@ def quantize(
     ctx: int = 512,
     rounding: str | None = None,
     split_size: int | None = None,
+    mtp: bool = False,
     max_memory: int | None = None,
     resume: bool = False,
     force: bool = False,
@@ -117,6 +118,8 @@ def quantize(
             their inputs go together on the calibration text (:mod:`kizami.feedback`); ``"plain"`` rounds
             each by itself. Feedback where there is a text, if not given.
         split_size: most bytes of one file; there are as many as it takes.
+        mtp: keep the layers of a checkpoint for multi-token prediction. No text passes through them, so
+            they are rounded plainly.
         max_memory: most bytes of memory to take, about; the file is the same. What does not fit waits in
             files without a name beside ``out``.
         resume: go on with an unfinished job on ``out``, if there is one.
@@ -154,7 +157,7 @@ def quantize(
     if report is not None:
         check_report(report)
         check_output(report, out, *inputs)
-    source = open_source(Path(src))
+    source = open_source(Path(src), mtp=mtp)
     if "general.architecture" not in source.metadata:
         kind = source.metadata.get("general.type", "unknown")
         raise FormatError(

@@ -182,6 +182,9 @@ memory_option = click.option(
     type=SIZE,
     help="Most memory to take, about; the rest waits on disk beside the output. Results are the same.",
 )
+mtp_option = click.option(
+    "--mtp", is_flag=True, help="Keep the layers of a checkpoint that draft the tokens to come (MTP)."
+)
 imatrix_option = click.option("--imatrix", type=FILE, help="Importance matrix, from kizami or llama-imatrix.")
 
 

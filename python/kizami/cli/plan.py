@@ -38,6 +38,7 @@ from .options import (
     imatrix_option,
     json_option,
     memory_option,
+    mtp_option,
     pin_option,
     preset_option,
     size_option,
@@ -71,6 +72,7 @@ from .options import (
 @context_option(512, "Tokens of the text that are run together.")
 @click.option("--out", type=OUTPUT, metavar="PLAN.json", help="The plan file to write.")
 @click.option("--plot", type=OUTPUT, help="Draw the curve, as .png or .svg; needs kizami[plot].")
+@mtp_option
 @memory_option
 @threads_option
 @json_option
@@ -87,6 +89,7 @@ def plan(
     ctx: int,
     out: str | None,
     plot: str | None,
+    mtp: bool,
     max_memory: int | None,
     as_json: bool,
 ) -> None:
@@ -119,7 +122,7 @@ def plan(
         check_plot(plot)
     known: dict[str, Any] = {"imatrix": Imatrix.read(imatrix) if imatrix else None}
     text = None if calibration is None else read_text(calibration)
-    source = open_source(model)
+    source = open_source(model, mtp=mtp)
     if preset is not None:
         bpw = preset_bpw(preset, {name: tuple(tensor.shape) for name, tensor in source.items()})
     rules: dict[str, Any] = {"pins": pins, "floors": floors}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from collections.abc import Mapping
 
 import click
 
+from kizami._core import Tensor
 from kizami.checkpoint import open_source
 from kizami.errors import Stopped
 from kizami.job import resumable
@@ -27,6 +29,7 @@ from .options import (
     imatrix_option,
     json_option,
     memory_option,
+    mtp_option,
     pin_option,
     preset_option,
     size_option,
@@ -61,6 +64,7 @@ from .options import (
     type=SIZE,
     help="Write a split set, OUT-00001-of-00003.gguf, of files up to SIZE.",
 )
+@mtp_option
 @memory_option
 @click.option("--resume", is_flag=True, help="Go on with an interrupted job on OUT.gguf, to the same bytes.")
 @click.option("--force", is_flag=True, help="Discard an interrupted job on OUT.gguf and start again.")
@@ -85,6 +89,7 @@ def quantize(
     ctx: int,
     rounding: str | None,
     split_size: int | None,
+    mtp: bool,
     max_memory: int | None,
     resume: bool,
     force: bool,
@@ -127,6 +132,7 @@ def quantize(
                 ctx=ctx,
                 rounding=rounding,
                 split_size=split_size,
+                mtp=mtp,
                 max_memory=max_memory,
                 resume=resume,
                 force=force,
@@ -143,7 +149,7 @@ def quantize(
     if as_json:
         output.emit(result.to_dict())
     else:
-        _print(result, src, dry_run)
+        _print(result, open_source(src, mtp=mtp), dry_run)
 
 
 def _resume_command() -> str:
@@ -153,8 +159,7 @@ def _resume_command() -> str:
     return shlex.join([root, *typed, "--resume"])
 
 
-def _print(report: Report, src: str, dry_run: bool) -> None:
-    source = open_source(src)
+def _print(report: Report, source: Mapping[str, Tensor], dry_run: bool) -> None:
     tensors = [(t["name"], t["type"], math.prod(source[t["name"]].shape), t["bytes"]) for t in report.tensors]
     if dry_run:
         output.parts(tensors)
