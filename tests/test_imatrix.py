@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kizami.coverage import Coverage, coverage
 from kizami.errors import FormatError, InputOutputError, KizamiError, UsageError
 from kizami.imatrix import Imatrix
 
@@ -206,6 +207,18 @@ def test_bad_entries_are_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputOutputError):
         example().write(tmp_path / "missing" / "imatrix.gguf")
+
+
+def test_coverage_counts_tokens_by_expert():
+    sums, counts = np.ones((4, 8), np.float32), np.array([0, 5, 9, 100], np.float32)
+    entries = {f"blk.{i}.ffn_down_exps.weight": (sums, counts + i) for i in (10, 2)}
+    entries["blk.2.ffn_up_exps.weight"] = entries["blk.0.ffn_down.weight"] = (sums, counts)
+    found = coverage(Imatrix(entries=entries))
+    assert [layer.layer for layer in found] == ["blk.2", "blk.10"]
+    assert found[0] == Coverage("blk.2", experts=4, unseen=0, least=2, median=9, most=102)
+    entries = {"blk.0.ffn_down_exps.weight": (sums, counts)}
+    assert coverage(Imatrix(entries=entries)) == [Coverage("blk.0", 4, 1, 0, 7, 100)]
+    assert coverage(Imatrix()) == []
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -516,6 +516,10 @@ def test_the_report_is_a_page_or_json(small, tmp_path):
         assert any(title.startswith(f"{tensor['name']}: {tensor['bytes']:,} bytes") for title in titles)
     assert f"{said['bytes']:,} bytes" in page.words and f"{said['predicted_kld']:.4f}" in page.words
     assert {t["type"] for t in said["tensors"]} <= set(page.words)
+    assert {f"{1000 * error:.3g}" for error in errors.values() if error is not None} <= set(page.words)
+    (layer,) = said["coverage"]
+    assert layer["layer"] == "blk.1" and layer["experts"] == 4 and "not measured" in page.words
+    assert {"blk.1", f"{layer['least']:,}", f"{layer['most']:,}"} <= set(page.words)
     one_error(kizami(*args, "--report", tmp_path / "report.txt", code=2), ".json or .html")
     one_error(kizami(*args, "--report", imatrix.with_suffix(".json"), "--resume", "--force", code=2), "both")
 

@@ -19,6 +19,7 @@ from typing import Any
 from kizami import feedback
 from kizami.calibrate import calibrate, calibration_windows
 from kizami.checkpoint import open_source
+from kizami.coverage import coverage
 from kizami.encode import encode
 from kizami.engine import from_source
 from kizami.errors import FormatError, UsageError
@@ -55,6 +56,7 @@ class Report:
     seconds: float
     peak_rss: int | None
     least_memory: int | None
+    coverage: list[dict[str, Any]]
     paths: list[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,6 +193,7 @@ def quantize(
         seconds=time.perf_counter() - start,
         peak_rss=peak_rss(),
         least_memory=made.least_memory,
+        coverage=[asdict(layer) for layer in coverage(made.imatrix)] if made.imatrix else [],
         paths=[os.fspath(file.path) for file in made.files],
     )
     if report is not None:
@@ -204,6 +207,7 @@ class Outcome:
 
     plan: Plan
     files: list[Shard]
+    imatrix: Imatrix | None
     least_memory: int | None
     verified: Verified
 
@@ -285,4 +289,4 @@ def _run(
             job.seal(files(verified))
         else:
             encode(source, planned, job, importance, progress, done=job.done, cut=cut)
-    return Outcome(planned, files(verified), smallest, verified)
+    return Outcome(planned, files(verified), importance, smallest, verified)

@@ -10,7 +10,7 @@ import colorsys
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def save_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None
 
 
 def html(report: Mapping[str, Any]) -> str:
-    """The page: what the file is, its types by layer and part, its bytes by type."""
+    """The page: what the file is, types and errors by layer and part, what experts saw, bytes by type."""
     tensors = report["tensors"]
     name = Path(report["path"]).name
     kld = report["predicted_kld"]
@@ -71,6 +71,12 @@ def html(report: Mapping[str, Any]) -> str:
         ),
         ("bits per weight", f"{report['bpw']:.3f}"),
         ("predicted KLD", "not predicted" if kld is None else f"{kld:.4f}"),
+        (
+            "measured KLD",
+            "not measured"
+            if (measured := report["kld"]) is None
+            else f"{measured:.4g} on {report['kld_tokens']:,} tokens of the text that rounding did not see",
+        ),
         ("time", f"{report['seconds']:,.0f} s"),
         ("peak memory", "unknown" if report["peak_rss"] is None else f"{report['peak_rss']:,} bytes"),
     ]
@@ -82,8 +88,9 @@ def html(report: Mapping[str, Any]) -> str:
             f"<body><h1>{escape(name)}</h1>",
             _table([], facts),
             "<h2>Types by layer and part</h2>",
-            "<p>Where an error was measured, the cell's title has it: relative, weighted by importance.</p>",
-            _grid(tensors),
+            _grid(tensors, lambda t: t["type"]),
+            *_errors(tensors),
+            *_coverage(report["coverage"]),
             "<h2>Bytes by type</h2>",
             _bytes_by_type(tensors),
             "</body></html>",
@@ -125,31 +132,57 @@ def _place(name: str) -> tuple[str, str]:
     return "model", name.removesuffix(".weight")
 
 
-def _grid(tensors: Sequence[Mapping[str, Any]]) -> str:
+def _errors(tensors: Sequence[Mapping[str, Any]]) -> list[str]:
+    measured = [t for t in tensors if t["error"] is not None]
+    if not measured:
+        return []
+    return [
+        "<h2>Errors by layer and part</h2>",
+        "<p>In thousandths, on sampled rows: with error feedback the mean square of the error of a layer's "
+        "outputs over that of the outputs; otherwise of weights, weighted by importance.</p>",
+        _grid(measured, lambda t: f"{1000 * t['error']:.3g}"),
+    ]
+
+
+def _coverage(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not layers:
+        return []
+    rows = [
+        [
+            escape(layer["layer"]),
+            *(f"{layer[key]:,}" for key in ("experts", "unseen", "least", "median", "most")),
+        ]
+        for layer in layers
+    ]
+    head = ["layer", "experts", "that saw nothing", "fewest tokens", "median", "most"]
+    return ["<h2>Tokens by expert</h2>", _table(head, rows)]
+
+
+def _grid(tensors: Sequence[Mapping[str, Any]], text: Callable[[Mapping[str, Any]], str]) -> str:
     places = {_place(t["name"]): t for t in tensors}
     parts = list(dict.fromkeys(part for layer, part in places if layer != "model"))
     layers = list(dict.fromkeys(layer for layer, _ in places if layer != "model"))
     head = "".join(f"<th>{escape(part)}</th>" for part in ["layer", *parts])
     rows = [
         f"<tr><th>{escape(layer)}</th>"
-        + "".join(_cell(places.get((layer, part))) for part in parts)
+        + "".join(_cell(places.get((layer, part)), text) for part in parts)
         + "</tr>"
         for layer in layers
     ]
     others = [(part, t) for (layer, part), t in places.items() if layer == "model"]
-    rest = "".join(f"<tr><th>{escape(part)}</th>{_cell(t)}</tr>" for part, t in others)
+    rest = "".join(f"<tr><th>{escape(part)}</th>{_cell(t, text)}</tr>" for part, t in others)
     return (
         f'<div class="grid"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
         f"<table><tbody>{rest}</tbody></table></div>"
     )
 
 
-def _cell(tensor: Mapping[str, Any] | None) -> str:
+def _cell(tensor: Mapping[str, Any] | None, text: Callable[[Mapping[str, Any]], str]) -> str:
     if tensor is None:
         return "<td></td>"
     error = "" if tensor["error"] is None else f", error {tensor['error']:.2g}"
     title = escape(f"{tensor['name']}: {tensor['bytes']:,} bytes{error}", quote=True)
-    return f'<td title="{title}" style="background:{_color(tensor["bpw"])}">{escape(tensor["type"])}</td>'
+    return f'<td title="{title}" style="background:{_color(tensor["bpw"])}">{escape(text(tensor))}</td>'
 
 
 def _color(bits: float) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from kizami.calibrate import calibrate, calibration_windows
+from kizami.coverage import coverage
 from kizami.engine import load
 from kizami.memory import cut_to
 from kizami.outputs import check_output
@@ -49,10 +51,19 @@ def imatrix(model: str, text: str, out: str, ctx: int, max_memory: int | None, a
         "chunks": made.chunks,
         "chunk_size": made.chunk_size,
         "tokens": made.chunks * made.chunk_size,
+        "coverage": [asdict(layer) for layer in coverage(made)],
         "seconds": time.perf_counter() - start,
     }
     if as_json:
         output.emit(result)
     else:
         output.line(f"{out}: {result['tensors']} tensors over {result['tokens']:,} tokens")
+        layers = coverage(made)
+        if layers:
+            least = min(layers, key=lambda layer: layer.least)
+            unseen = sum(layer.unseen for layer in layers)
+            output.line(
+                f"experts: {unseen} of {sum(layer.experts for layer in layers)} saw nothing; "
+                f"fewest tokens {least.least:,} ({least.layer}, median there {least.median:,})"
+            )
         output.note(f"{result['seconds']:.1f} s")
