@@ -44,26 +44,30 @@ def pieces(
     Raises:
         FormatError: a weight is not finite, or moments are not.
     """
-    *stack, rows, cols = [1, 1, *tensor.shape][-3:]
-    together = max(PIECE // cols // ROWS, 1) * ROWS
-    if rows * cols * stack[0] <= PIECE and (curvatures is None or len(curvatures) == 1):
+    n_mat, rows, cols = [1, 1, *tensor.shape][-3:]
+    if n_mat * rows * cols <= PIECE and (curvatures is None or len(curvatures) == 1):
         yield tensor.encode(type_name, weights, None if curvatures is None else [curvatures[0]])
         return
-    for index in range(stack[0]):
+    for index, parts in _parts(tensor):
         own = None if weights is None else weights[index : index + 1]
         curvature = None if curvatures is None else [curvatures[index % len(curvatures)]]
-        for first in range(0, rows, together):
-            part = tensor.part(index, first, min(together, rows - first))
+        for part in parts:
             yield part.encode(type_name, own, curvature)
 
 
 def copies(tensor: _core.Tensor) -> Iterator[np.ndarray]:
     """The bytes of a tensor as they are, piece by piece."""
-    *stack, rows, cols = [1, 1, *tensor.shape][-3:]
+    for _, parts in _parts(tensor):
+        yield from (part.bytes() for part in parts)
+
+
+def _parts(tensor: _core.Tensor) -> Iterator[tuple[int, Iterator[_core.Tensor]]]:
+    """The number of every matrix, and its rows as many together as a piece may have."""
+    n_mat, rows, cols = [1, 1, *tensor.shape][-3:]
     together = max(PIECE // cols // ROWS, 1) * ROWS
-    for index in range(stack[0]):
-        for first in range(0, rows, together):
-            yield tensor.part(index, first, min(together, rows - first)).bytes()
+    for index in range(n_mat):
+        starts = range(0, rows, together)
+        yield index, (tensor.part(index, i, min(together, rows - i)) for i in starts)
 
 
 def encode(
