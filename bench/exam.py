@@ -1,11 +1,11 @@
-"""Exercises solved, and KLD on their answers: the files that bench/ladder.py leaves, both tools', in one engine.
+"""Exercises solved, and KLD on their answers: both tools' files of bench/ladder.py, in one engine.
 
     .venv/bin/python bench/exam.py --model DIR --work FOLDER --rungs IQ1_S IQ2_XXS IQ3_XXS Q4_K_M
 
 DIR/exam.jsonl has one exercise a line, ``question`` and ``answer``; FOLDER has ``llama-RUNG.gguf`` and
 ``kizami-RUNG.gguf``. An exercise is asked in the model's own chat template and solved if the greedy answer is
 the expected one to the letter. KLD is that of the tokens of the right answers and of what ends them, against
-the model that the files were made from, by exercise; intervals are 95 % over exercises, of the difference paired.
+the model that the files were made from, by exercise; intervals are of 95 % over exercises, and paired.
 Float activations throughout, so that files are compared and not engines.
 """
 

@@ -7,7 +7,7 @@
 Embedding, head, router and norms stay as they are, so both files have the same bytes and nothing but
 rounding differs. Statistics come from DIR/calibration.txt; figures from DIR/eval.txt and from any other texts
 named, with float activations. The interval is that of the mean over windows of the paired difference. With
-llama-quantize there is a third file, of the same types, from the same imatrix; without it that column is empty.
+llama-quantize there is a third file, of the same types, from the same imatrix; else that column is empty.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ def main() -> None:
     if options.llama is not None and not options.llama.exists():
         print(f"skipped: ggml's encoders: {options.llama} is not there")
         options.llama = None
-    print("| type | text | plain | feedback | ratio | paired difference | ggml | ratio | paired difference |", end="")
-    print(" s plain | s feedback |")
+    others = "ggml | ratio | paired difference"
+    print(f"| type | text | plain | feedback | ratio | paired difference | {others} | s plain | s feedback |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     try:
         compare(options.model, options)
