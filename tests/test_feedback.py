@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kizami
-from kizami import _core, feedback
+from kizami import _core, embedding, feedback
 from kizami.calibrate import calibrate, calibration_windows
 from kizami.demo import EMBEDDED, N_CTX
 from kizami.errors import UsageError
@@ -32,7 +32,7 @@ def moments_of(model, ids):
     found = {}
     for prefix, moments in feedback.layers(model, ids):
         for name in shapes:
-            if name.startswith(prefix):
+            if name.startswith(prefix) and name != embedding.NAME:
                 observed = feedback.observed_as(name, shapes)
                 if (seen := moments._observer.moments(observed)) is not None:
                     found[name] = seen

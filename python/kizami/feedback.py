@@ -15,7 +15,7 @@ from typing import overload
 
 import numpy as np
 
-from kizami import _core
+from kizami import _core, embedding
 from kizami.engine import Model
 from kizami.evaluate import TOGETHER
 from kizami.layers import Batch, Observer, Segment
@@ -151,6 +151,26 @@ class Moments:
         return sums
 
 
+class Embedded(Moments):
+    """What stands for moments where the token embedding is rounded: it has no inputs, but readers."""
+
+    def __init__(self, metric: np.ndarray) -> None:
+        """Takes what :func:`kizami.embedding.metric` finds, ``[cols, cols]``."""
+        self._metric = Curvatures(metric[None])
+
+    def entries(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """None: it has no part in the imatrix."""
+        return {}
+
+    def curvatures(self, name: str) -> Curvatures | None:
+        """That of the embedding."""
+        return self._metric
+
+    def tokens(self, name: str) -> np.ndarray:
+        """One matrix, which counts once."""
+        return np.ones(1)
+
+
 def layers(
     model: Model,
     ids: np.ndarray,
@@ -170,8 +190,9 @@ def layers(
         progress: called with (stage, windows times layers done, in total).
 
     Yields:
-        What the names of a layer's tensors start with (``blk.3.``), and their moments, unless all of them are
-        ``done``; last that of the head, whose names start with ``output``.
+        First the token embedding's name, unless it is the head, too, and what stands for its moments. Then what
+        the names of a layer's tensors start with (``blk.3.``), and their moments; last that of the head, whose
+        names start with ``output``. Nothing of which all is ``done``.
     """
     decoder = model.decoder
     shapes = {name: tuple(tensor.shape) for name, tensor in model.source.items()}
@@ -187,6 +208,8 @@ def layers(
     stages = [*(f"blk.{i}." for i in range(len(decoder.layers))), "output"]
     while stages and not wanted(stages[-1]):
         stages.pop()
+    if wanted(embedding.NAME) and (metric := embedding.metric(model, ids)) is not None:
+        yield embedding.NAME, Embedded(metric)
     hidden = [batch(group).embed(decoder.head) for group in groups] if stages else []
     passed = 0
     for i, prefix in enumerate(stages):
