@@ -38,6 +38,9 @@ def test_sums_of_products_are_exact():
     ones = np.ones((4096, 32))
     np.testing.assert_array_equal(embedding._products(ones), np.full((32, 32), 4096.0))
     assert not embedding._products(0 * ones).any()
+    # Weights that are none are refused where they are rounded.
+    ones[3, 4] = np.nan
+    assert not embedding._products(ones).any()
 
 
 def test_it_is_made_of_what_reads_the_embedding(model, ids):

@@ -83,7 +83,7 @@ def _inverse_power(x: np.ndarray) -> float:
 def _products(rows: np.ndarray) -> np.ndarray:
     """``rowsᵀ rows``, exactly, of rows rounded to so many bits that float64 holds every sum."""
     largest = float(np.abs(rows).max(initial=0.0))
-    if largest == 0:
+    if largest == 0 or not math.isfinite(largest):  # the latter is refused where it is rounded itself
         return np.zeros((rows.shape[1], rows.shape[1]))
     bits = (53 - max(len(rows) - 1, 1).bit_length()) // 2
     scale = 2.0 ** (bits - math.frexp(largest)[1])

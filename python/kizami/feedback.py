@@ -156,15 +156,18 @@ class Embedded(Moments):
 
     def __init__(self, metric: np.ndarray) -> None:
         """Takes what :func:`kizami.embedding.metric` finds, ``[cols, cols]``."""
-        self._metric = Curvatures(metric[None])
+        self._metric = metric
+        self._made: Curvatures | None = None
 
     def entries(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """None: it has no part in the imatrix."""
         return {}
 
     def curvatures(self, name: str) -> Curvatures | None:
-        """That of the embedding."""
-        return self._metric
+        """The embedding's, made when first asked for."""
+        if self._made is None:
+            self._made = Curvatures(self._metric[None])
+        return self._made
 
     def tokens(self, name: str) -> np.ndarray:
         """One matrix, which counts once."""
@@ -190,9 +193,9 @@ def layers(
         progress: called with (stage, windows times layers done, in total).
 
     Yields:
-        First the token embedding's name, unless it is the head, too, and what stands for its moments. Then what
-        the names of a layer's tensors start with (``blk.3.``), and their moments; last that of the head, whose
-        names start with ``output``. Nothing of which all is ``done``.
+        First the token embedding's name, unless it is the head, too, and what stands for its moments. Then
+        what the names of a layer's tensors start with (``blk.3.``), and their moments; last those of the
+        head, whose names start with ``output``. Nothing of which all is ``done``.
     """
     decoder = model.decoder
     shapes = {name: tuple(tensor.shape) for name, tensor in model.source.items()}
