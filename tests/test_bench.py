@@ -160,8 +160,10 @@ def test_exercises_are_asked_and_scored_where_their_answers_stand(quality_script
     asked = "<｜begin▁of▁sentence｜><｜User｜>5*6<｜Assistant｜>"
     assert exercises[0].prompt == model.tokenizer.encode(asked)
     assert exercises[0].expected == [*model.tokenizer.encode("30"), model.tokenizer.eos]
-    assert exam.solved(model, exercises) == 1
     found = exam.answers(model, exercises)
+    assert exam.solved(model, exercises, found) == 1
+    # Written out where its tokens are not the likeliest: the same.
+    assert exam.solved(model, exercises, [-p for p in found]) == 1
     assert [p.shape for p in found] == [(len(e.expected), model.tokenizer.vocab_size) for e in exercises]
     # The model answers the first: its right answer is likely, the other's wrong one is not.
     likely = [np.exp(p[np.arange(len(p)), e.expected]).min() for p, e in zip(found, exercises, strict=True)]
