@@ -24,7 +24,7 @@ import numpy as np
 
 import kizami
 from kizami import feedback
-from kizami.calibrate import calibrate, calibration_windows
+from kizami.calibrate import calibration_windows
 from kizami.demo import EMBEDDED
 from kizami.evaluate import score, windows
 from kizami.formats import quantizable
@@ -65,11 +65,11 @@ class Ggml:
             if quantizable(t.name, t.shape) and not t.name.startswith(UNTOUCHED):
                 words += ["--tensor-type", f"{t.name.replace('.', '[.]')}={t.type.lower()}"]
         # The name of a mix has to be there; every tensor's type is given.
-        done = subprocess.run(
-            [self.tool, *words, self.bf16, out, "Q8_0"], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([self.tool, *words, self.bf16, out, "Q8_0"], capture_output=True, check=False)
         if done.returncode:
-            sys.exit(f"{self.tool}: exit status {done.returncode}: {done.stderr[-400:]}")
+            sys.exit(
+                f"{self.tool}: exit status {done.returncode}: {done.stderr.decode(errors='replace')[-400:]}"
+            )
         types = {name: tensor.type for name, tensor in kizami.GGUF(out).items()}
         wrong = [t.name for t in plan.tensors if types[t.name] != t.type]
         assert not wrong, f"{wrong[0]}: found {types[wrong[0]]}"
@@ -80,7 +80,6 @@ def compare(model: Path, options: argparse.Namespace) -> list[dict]:
     reference = kizami.load(model, activations="f32")
     text = read_text(model / "calibration.txt")
     n_ctx, most = options.ctx, options.calibration_tokens
-    imatrix = calibrate(reference, text, n_ctx=n_ctx, max_tokens=most, dataset="calibration.txt")
     calibration = calibration_windows(reference, text, n_ctx, most)
     texts = {
         path.name: windows(reference, read_text(path), n_ctx)[: options.windows]
@@ -88,6 +87,9 @@ def compare(model: Path, options: argparse.Namespace) -> list[dict]:
     }
     # All layers' moments at once: the models this is for are small.
     moments = list(feedback.layers(reference, calibration))
+    imatrix = Imatrix(chunks=len(calibration), chunk_size=n_ctx, datasets=["calibration.txt"])
+    for _, layer in moments:
+        imatrix.entries.update(layer.entries())
     rows = []
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         plain, fed, theirs = (Path(folder, f"{name}.gguf") for name in ("plain", "feedback", "ggml"))
