@@ -2,28 +2,34 @@
 
     .venv/bin/python bench/rounding.py                                   # the embedded model
     .venv/bin/python bench/rounding.py --model DIR --types IQ1_S IQ2_XXS --texts code.txt --json out.json
+    .venv/bin/python bench/rounding.py --llama build/bin/llama-quantize    # ggml's own encoders beside them
 
 Embedding, head, router and norms stay as they are, so both files have the same bytes and nothing but
 rounding differs. Statistics come from DIR/calibration.txt; figures from DIR/eval.txt and from any other texts
-named, with float activations. The interval is that of the mean over windows of the paired difference.
+named, with float activations. The interval is that of the mean over windows of the paired difference. With
+llama-quantize there is a third file, of the same types, from the same imatrix; else that column is empty.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
 import kizami
 from kizami import feedback
-from kizami.calibrate import calibrate, calibration_windows
+from kizami.calibrate import calibration_windows
 from kizami.demo import EMBEDDED
 from kizami.encode import write
 from kizami.evaluate import score, windows
 from kizami.formats import quantizable
+from kizami.imatrix import Imatrix
 from kizami.plan import Plan, plan_from_types, uniform_plan
 from kizami.recipe import read_text
 from quality import paired, window_means
@@ -43,50 +49,96 @@ def projections(source: kizami.GGUF, type_name: str) -> Plan:
     return plan_from_types(source, types, "bench")
 
 
+class Ggml:
+    """Another encoder: llama-quantize, on the BF16 file and our imatrix."""
+
+    def __init__(self, tool: Path, folder: Path, source: kizami.GGUF, imatrix: Imatrix) -> None:
+        """Writes what the tool reads."""
+        self.tool, self.bf16, self.imatrix = tool, folder / "bf16.gguf", folder / "imatrix.gguf"
+        write(source, uniform_plan(source, "BF16"), self.bf16)
+        imatrix.write(self.imatrix)
+
+    def quantize(self, plan: Plan, out: Path) -> None:
+        """Writes a file of the plan's types."""
+        words = ["--imatrix", str(self.imatrix), "--output-tensor-type", "bf16"]
+        words += ["--token-embedding-type", "bf16"]
+        for t in plan.tensors:
+            if quantizable(t.name, t.shape) and not t.name.startswith(UNTOUCHED):
+                words += ["--tensor-type", f"{t.name.replace('.', '[.]')}={t.type.lower()}"]
+        # The name of a mix has to be there; every tensor's type is given.
+        done = subprocess.run([self.tool, *words, self.bf16, out, "Q8_0"], capture_output=True, check=False)
+        if done.returncode:
+            sys.exit(
+                f"{self.tool}: exit status {done.returncode}: {done.stderr.decode(errors='replace')[-400:]}"
+            )
+        types = {name: tensor.type for name, tensor in kizami.GGUF(out).items()}
+        wrong = [t.name for t in plan.tensors if types[t.name] != t.type]
+        assert not wrong, f"{wrong[0]}: found {types[wrong[0]]}"
+
+
 def compare(model: Path, options: argparse.Namespace) -> list[dict]:
-    """One row per type and text: both files' mean KLD and the paired difference."""
+    """One row per type and text: the files' mean KLD and paired differences."""
     reference = kizami.load(model, activations="f32")
     text = read_text(model / "calibration.txt")
     n_ctx, most = options.ctx, options.calibration_tokens
-    imatrix = calibrate(reference, text, n_ctx=n_ctx, max_tokens=most, dataset="calibration.txt")
     calibration = calibration_windows(reference, text, n_ctx, most)
     texts = {
         path.name: windows(reference, read_text(path), n_ctx)[: options.windows]
         for path in (model / "eval.txt", *options.texts)
     }
+    # All layers' moments at once: the models this is for are small.
+    moments = list(feedback.layers(reference, calibration))
+    imatrix = Imatrix(chunks=len(calibration), chunk_size=n_ctx, datasets=["calibration.txt"])
+    for _, layer in moments:
+        imatrix.entries.update(layer.entries())
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        plain, fed = Path(folder, "plain.gguf"), Path(folder, "feedback.gguf")
+    with tempfile.TemporaryDirectory(dir=options.work) as folder:
+        plain, fed, theirs = (Path(folder, f"{name}.gguf") for name in ("plain", "feedback", "ggml"))
+        ggml = Ggml(options.llama, Path(folder), reference.source, imatrix) if options.llama else None
         for name in options.types:
             plan = projections(reference.source, name)
             seconds = []
-            for path, layers in ((plain, ()), (fed, feedback.layers(reference, calibration))):
+            for path, layers in ((plain, ()), (fed, moments)):
                 start = time.perf_counter()
                 write(reference.source, plan, path, imatrix, layers=layers)
                 seconds.append(time.perf_counter() - start)
             assert plain.stat().st_size == fed.stat().st_size
-            models = [kizami.load(path, activations="f32") for path in (plain, fed)]
+            paths = [plain, fed]
+            if ggml is not None:
+                ggml.quantize(plan, theirs)
+                paths.append(theirs)
+            models = [kizami.load(path, activations="f32") for path in paths]
             for file, ids in texts.items():
-                p, f = (window_means(s.kld, len(ids)) for s in score(models, reference, ids))
-                gain, half = paired(p, f)
-                rows.append(
-                    {
-                        "type": name,
-                        "text": file,
-                        "plain": p.mean(),
-                        "feedback": f.mean(),
-                        "ratio": f.mean() / p.mean(),
-                        "difference": gain,
-                        "half_width": half,
-                        "seconds": seconds,
-                    }
-                )
-                print(
-                    f"| {name} | {file} | {p.mean():.5f} | {f.mean():.5f} | {f.mean() / p.mean():.3f} | "
-                    f"{gain:.5f} ± {half:.5f} | {seconds[0]:.0f} | {seconds[1]:.0f} |",
-                    flush=True,
-                )
+                found = [window_means(s.kld, len(ids)) for s in score(models, reference, ids)]
+                rows.append({"type": name, "text": file, "seconds": seconds} | figures(*found))
+                print(line(rows[-1]), flush=True)
+                if options.json:
+                    options.json.write_text(json.dumps(rows, indent=1) + "\n")
     return rows
+
+
+def figures(plain: np.ndarray, fed: np.ndarray, ggml: np.ndarray | None = None) -> dict[str, float]:
+    """What a row has of the windows' means of two or three files; half widths are of 95 % intervals."""
+    gain, half = paired(plain, fed)
+    row = {"plain": plain.mean(), "feedback": fed.mean(), "ratio": fed.mean() / plain.mean()}
+    row |= {"difference": gain, "half_width": half}
+    if ggml is not None:
+        gain, half = paired(ggml, fed)
+        row |= {"ggml": ggml.mean(), "ratio_ggml": fed.mean() / ggml.mean()}
+        row |= {"difference_ggml": gain, "half_width_ggml": half}
+    return row
+
+
+def line(row: dict) -> str:
+    """A row of the table."""
+    cells = [row["type"], row["text"], f"{row['plain']:.5f}", f"{row['feedback']:.5f}", f"{row['ratio']:.3f}"]
+    cells.append(f"{row['difference']:.5f} ± {row['half_width']:.5f}")
+    if "ggml" in row:
+        cells += [f"{row['ggml']:.5f}", f"{row['ratio_ggml']:.3f}"]
+        cells.append(f"{row['difference_ggml']:.5f} ± {row['half_width_ggml']:.5f}")
+    else:
+        cells += ["", "", ""]
+    return "| " + " | ".join([*cells, *(f"{s:.0f}" for s in row["seconds"])]) + " |"
 
 
 def main() -> None:
@@ -99,16 +151,20 @@ def main() -> None:
     parser.add_argument("--texts", nargs="+", type=Path, default=[], help="beside DIR/eval.txt")
     parser.add_argument("--windows", type=int, help="of each text at most [all]")
     parser.add_argument("--calibration-tokens", type=int, help="at most [all]")
+    parser.add_argument("--llama", type=Path, help="llama-quantize")
+    parser.add_argument("--work", type=Path, help="where a folder for the files is made, and removed")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    print("| type | text | plain | feedback | ratio | paired difference | s plain | s feedback |")
-    print("|---|---|---|---|---|---|---|---|")
+    if options.llama is not None and not options.llama.exists():
+        print(f"skipped: ggml's encoders: {options.llama} is not there")
+        options.llama = None
+    others = "ggml | ratio | paired difference"
+    print(f"| type | text | plain | feedback | ratio | paired difference | {others} | s plain | s feedback |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     try:
-        rows = compare(options.model, options)
+        compare(options.model, options)
     except kizami.KizamiError as error:
         sys.exit(f"error: {error}")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2))
 
 
 if __name__ == "__main__":

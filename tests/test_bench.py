@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import kizami
 from kizami import _core
+from kizami.demo import EMBEDDED
 from kizami.formats import TYPES
 from kizami.tokenizer import Tokenizer
 
@@ -134,3 +136,51 @@ def test_the_whole_run_with_kizami_alone(scripts, q4k, tmp_path, monkeypatch, ca
     assert [(r["test"], r["depth"]) for r in rows] == [("pp8", "0"), ("pp8", "8"), ("tg2", "0"), ("tg2", "8")]
     assert all(json.loads(r["tokens_per_s"]) > 0 and not r["error"] for r in rows)
     assert "no path given" in capsys.readouterr().err
+
+
+# -- what rounding and plans are worth -----------------------------------------------------------------
+
+
+@pytest.fixture
+def quality_scripts(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import exam
+    import rounding
+
+    return exam, rounding
+
+
+def test_exercises_are_asked_and_scored_where_their_answers_stand(quality_scripts, tmp_path):
+    exam, _ = quality_scripts
+    model = kizami.load(EMBEDDED, activations="f32")
+    lines = [{"question": "5*6", "answer": "30"}, {"question": "upper yacht", "answer": "not what it says"}]
+    path = tmp_path / "exam.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    exercises = exam.read(model, path)
+    asked = "<｜begin▁of▁sentence｜><｜User｜>5*6<｜Assistant｜>"
+    assert exercises[0].prompt == model.tokenizer.encode(asked)
+    assert exercises[0].expected == [*model.tokenizer.encode("30"), model.tokenizer.eos]
+    found = exam.answers(model, exercises)
+    assert exam.solved(model, exercises, found) == 1
+    # Written out where its tokens are not the likeliest: the same.
+    assert exam.solved(model, exercises, [-p for p in found]) == 1
+    assert [p.shape for p in found] == [(len(e.expected), model.tokenizer.vocab_size) for e in exercises]
+    # The model answers the first: its right answer is likely, the other's wrong one is not.
+    likely = [np.exp(p[np.arange(len(p)), e.expected]).min() for p, e in zip(found, exercises, strict=True)]
+    assert likely[0] > 0.3 > likely[1]
+    assert not exam.divergences(found, found).any()
+    flat = [np.full_like(p, -np.log(p.shape[1])) for p in found]
+    assert (exam.divergences(found, flat) > 1).all()
+
+
+def test_rows_of_rounding_say_which_is_better(quality_scripts):
+    _, rounding = quality_scripts
+    noise = np.linspace(-1e-3, 1e-3, 20)
+    plain, fed, ggml = 0.04 + noise, 0.02 + noise, 0.05 + noise + np.tile([-1e-3, 1e-3], 10)
+    row = rounding.figures(plain, fed, ggml)
+    assert row["ratio"] == pytest.approx(0.5) and row["ratio_ggml"] == pytest.approx(0.4)
+    assert row["difference"] == pytest.approx(0.02) and row["half_width"] == pytest.approx(0, abs=1e-9)
+    assert row["half_width_ggml"] == pytest.approx(1.96e-3 / np.sqrt(19), rel=1e-6)
+    named = {"type": "Q4_K", "text": "eval.txt", "seconds": [1.0, 2.0]}
+    for cells in (row, rounding.figures(plain, fed)):
+        assert rounding.line(named | cells).count("|") == 12

@@ -117,8 +117,6 @@ def encode(
         if progress:
             progress("encode", len(plan.tensors) - len(left), len(plan.tensors))
 
-    for name in [name for name in left if name.startswith("token_embd")]:
-        put(left.pop(name), None)  # what is verified begins with it
     for names, moments in layers:
         for name in [name for name in names if name in left]:
             put(left.pop(name), moments)

@@ -17,6 +17,7 @@ from itertools import count
 import numpy as np
 
 from kizami import _core
+from kizami.embedding import NAME, Embedded, metric
 from kizami.engine import Model
 from kizami.memory import UNLIMITED, Cut
 from kizami.moments import Curvatures, Moments
@@ -100,8 +101,9 @@ def layers(
         progress: called with (stage, steps done, in total).
 
     Yields:
-        Names of some of a layer's tensors that are not ``done``, and their moments: those of attention,
-        then the others; last the head's.
+        First the token embedding's name and what stands for its moments; then names of some of a layer's
+        tensors and their moments, those of attention before the others; last the head's. None that are
+        ``done``.
 
     Raises:
         InputOutputError: what was to wait on disk cannot be written.
@@ -115,6 +117,8 @@ def layers(
     head = wanted("output")
     needed = [i for i, prefix in enumerate(blocks) if head or wanted(prefix)]
     stack = list(zip(blocks, model.decoder.layers, strict=True))[: max(needed, default=-1) + 1]
+    if moments and wanted(NAME):
+        yield [NAME], Embedded(metric(model, ids))
     if not stack:
         return
     parts = [cut.parts(layer.feed_forward.experts) for _, layer in stack]
