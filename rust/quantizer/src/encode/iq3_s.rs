@@ -4,8 +4,9 @@ use super::codebook::{Book, Found, Groups, Tables, half_values, halves, squares,
 use super::lanes::{LANES, Lanes, codes, opaque};
 use super::octet::{Octet, Row};
 use super::quads::{self, Code, Codebook, HALVES};
+use super::scalar::Nearest;
 use super::split::{OCTET, Scales, Search, Split};
-use super::steps::{Batch, Free, Magnitudes, Steps, choose_scales, free_scales, scales_of};
+use super::steps::{Batch, Free, Steps, choose_scales, free_scales, scales_of};
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq3_s::{BlockIq3S, GRID, Iq3S, MAGNITUDES};
@@ -142,7 +143,7 @@ impl Quads {
 /// The eight magnitudes.
 struct Eight;
 
-impl Magnitudes for Eight {
+impl Nearest for Eight {
     #[inline(always)]
     fn nearest<I: Isa>(isa: I, x: I::F) -> I::F {
         isa.fma(

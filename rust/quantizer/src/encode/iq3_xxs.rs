@@ -6,8 +6,9 @@ use super::codebook::{Book, Found, Groups, Tables, flips, half_values, halves, s
 use super::lanes::{LANES, Lanes, codes, opaque};
 use super::octet::{Octet, Row};
 use super::quads::{self, Code, Codebook, HALVES};
+use super::scalar::Nearest;
 use super::split::{OCTET, Scales, Search, Split};
-use super::steps::{Batch, Free, Magnitudes, Steps, choose_scales, free_scales, scales_of};
+use super::steps::{Batch, Free, Steps, choose_scales, free_scales, scales_of};
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq3_xxs::{BlockIq3Xxs, GRID, Iq3Xxs, MAGNITUDES};
@@ -215,7 +216,7 @@ impl Groups8 {
 /// The eight magnitudes.
 struct Eight;
 
-impl Magnitudes for Eight {
+impl Nearest for Eight {
     #[inline(always)]
     fn nearest<I: Isa>(isa: I, x: I::F) -> I::F {
         let q = codes(isa, isa.fma(x, isa.splat(0.125), isa.splat(-0.5)), 0.0, 7.0);

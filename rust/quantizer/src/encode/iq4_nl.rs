@@ -2,7 +2,7 @@
 
 use super::lanes::{LANES, Lanes};
 use super::octet::{Octet, Row};
-use super::scalar::{Scaled, in_order};
+use super::scalar::{Nearest, Scaled, in_order};
 use super::split::{OCTET, Scales, Search, Split};
 use super::target::{Target, inverse};
 use bytemuck::Zeroable;
@@ -51,6 +51,13 @@ impl Split<32> for Iq4Nl {
 /// Sixteen levels at uneven distances.
 pub(super) struct Uneven;
 
+impl Nearest for Uneven {
+    #[inline(always)]
+    fn nearest<I: Isa>(isa: I, v: I::F) -> I::F {
+        nearest(isa, v)
+    }
+}
+
 impl Search for Uneven {
     type Code = [u8; OCTET];
     const COARSE: bool = false;
@@ -86,7 +93,7 @@ impl Search for Uneven {
         row: &Row,
         codes: &mut [[u8; OCTET]; LANES],
     ) -> [Lanes; OCTET] {
-        let values = in_order(isa, octet, row, |x| nearest(isa, x));
+        let values = in_order::<I, Self>(isa, octet, row);
         for i in 0..OCTET {
             for l in 0..LANES {
                 codes[l][i] = choose_code(values[i].0[l]);

@@ -6,9 +6,10 @@
 use super::codebook::{Book, Found, Groups, Tables, flips, half_values, minima, squares, sums, whole_costs};
 use super::lanes::{LANES, Lanes, opaque};
 use super::octet::{Octet, Row};
+use super::scalar::Nearest;
 use super::signs::Signed;
 use super::split::{OCTET, Scales, Search};
-use super::steps::{BATCHES, Batch, Free, Magnitudes, Steps, choose_scales, free_scales, scales_of};
+use super::steps::{BATCHES, Batch, Free, Steps, choose_scales, free_scales, scales_of};
 use super::target::Target;
 use kizami_kernels::formats::iq2_xxs::MAGNITUDES;
 use kizami_kernels::isa::Isa;
@@ -138,7 +139,7 @@ pub(super) fn octet_scales<
 /// The three magnitudes.
 struct Three;
 
-impl Magnitudes for Three {
+impl Nearest for Three {
     #[inline(always)]
     fn nearest<I: Isa>(isa: I, x: I::F) -> I::F {
         let level = |i: usize| f32::from(MAGNITUDES[i]);

@@ -8,10 +8,15 @@ use super::split::{Line, OCTET, Scales, Search};
 use super::target::{Frame, Target, inverse};
 use kizami_kernels::isa::Isa;
 
+/// Values of which the nearest is taken. (A closure would not be inlined.)
+pub(super) trait Nearest {
+    fn nearest<I: Isa>(isa: I, x: I::F) -> I::F;
+}
+
 /// Integers `LOW..=HIGH`, stored from `LOW` as zero.
 pub(super) struct Levels<const LOW: i32, const HIGH: i32>;
 
-impl<const LOW: i32, const HIGH: i32> Levels<LOW, HIGH> {
+impl<const LOW: i32, const HIGH: i32> Nearest for Levels<LOW, HIGH> {
     #[inline(always)]
     fn nearest<I: Isa>(isa: I, x: I::F) -> I::F {
         code_lanes(isa, x, LOW as f32, HIGH as f32)
@@ -54,7 +59,7 @@ impl<const LOW: i32, const HIGH: i32> Search for Levels<LOW, HIGH> {
         row: &Row,
         codes: &mut [[u8; OCTET]; LANES],
     ) -> [Lanes; OCTET] {
-        let values = in_order(isa, octet, row, |x| Self::nearest(isa, x));
+        let values = in_order::<I, Self>(isa, octet, row);
         for i in 0..OCTET {
             for l in 0..LANES {
                 codes[l][i] = (values[i].0[l] - LOW as f32) as u8;
@@ -66,12 +71,7 @@ impl<const LOW: i32, const HIGH: i32> Search for Levels<LOW, HIGH> {
 
 /// Rounds eight weights one after the other, each with the errors of those before it on top.
 #[inline(always)]
-pub(super) fn in_order<I: Isa>(
-    isa: I,
-    octet: &Octet,
-    row: &Row,
-    nearest: impl Fn(I::F) -> I::F,
-) -> [Lanes; OCTET] {
+pub(super) fn in_order<I: Isa, V: Nearest>(isa: I, octet: &Octet, row: &Row) -> [Lanes; OCTET] {
     let (inverse, scale, start) = (inverses(row.scale).f(isa), row.scale.f(isa), row.start.f(isa));
     let mut error = [isa.splat(0.0); OCTET];
     let mut values = [Lanes::ZERO; OCTET];
@@ -81,7 +81,7 @@ pub(super) fn in_order<I: Isa>(
         for i in 0..j {
             x = isa.fma(error[i], isa.splat(octet.u[i][j]), x);
         }
-        let value = nearest(isa.mul(isa.minus(x, start), inverse));
+        let value = V::nearest(isa, isa.mul(isa.minus(x, start), inverse));
         error[j] = isa.minus(w, isa.fma(value, scale, start));
         values[j] = Lanes::of(isa, value);
     }

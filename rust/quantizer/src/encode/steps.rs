@@ -9,6 +9,7 @@
 
 use super::codebook::Groups;
 use super::lanes::{LANES, Lanes, codes, dot3, opaque};
+use super::scalar::Nearest;
 use super::split::{Line, Scales};
 use super::target::{Frame, Target};
 use kizami_kernels::isa::Isa;
@@ -32,17 +33,11 @@ pub(super) trait Batch {
     fn sums<I: Isa>(&self, isa: I, scale: Lanes, variant: usize, room: &mut Self::Room) -> (Lanes, Lanes);
 }
 
-/// The magnitudes of a format.
-pub(super) trait Magnitudes {
-    /// The nearest one.
-    fn nearest<I: Isa>(isa: I, x: I::F) -> I::F;
-}
-
 /// Sixteen groups of eight, each weight of which takes the nearest of all magnitudes `M`, whatever its neighbours have.
 /// So scales are found at a fraction of what a search among the entries costs.
 pub(super) struct Free<'a, M>(pub(super) &'a Groups<8>, pub(super) PhantomData<M>);
 
-impl<M: Magnitudes> Batch for Free<'_, M> {
+impl<M: Nearest> Batch for Free<'_, M> {
     type Room = ();
 
     #[inline(always)]
