@@ -75,6 +75,16 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// Fused `a * b + c`, lane by lane.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a + b`, lane by lane.
+    fn plus(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`, lane by lane.
+    fn minus(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a` where `a < b`, else `b`: the lesser one, and `b` where either is NaN or both are zeros.
+    fn least(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a` where `a > b`, else `b`.
+    fn most(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `then` where `a < b`, else `otherwise`.
+    fn where_less(self, a: Self::F, b: Self::F, then: Self::F, otherwise: Self::F) -> Self::F;
     /// The sum of the lanes in the one fixed order: `i + 8`, `i + 4`, `i + 2`, `i + 1`.
     fn sum(self, x: Self::F) -> f32;
     /// Lane `r` is [`Isa::sum`] of `x[r]`.

@@ -161,6 +161,19 @@ impl Op for All<'_> {
         keep(isa.load_codes(bytemuck::cast_ref(sixteen(9))));
         let groups: [[f32; 8]; LANES] = std::array::from_fn(|r| isa.halves(bytemuck::cast(*sixteen(r))));
         isa.transpose_groups(&groups).into_iter().for_each(&mut keep);
+        // Among halves of random bits are zeros of either sign, infinities and NaN.
+        let (x, y) = (
+            isa.load_half(halves16[..16].try_into().unwrap()),
+            isa.load_brain(halves16[16..].try_into().unwrap()),
+        );
+        let zero = isa.splat(0.0);
+        for (x, y) in [(x, y), (y, x), (x, zero), (zero, x), (x, x)] {
+            keep(isa.plus(x, y));
+            keep(isa.minus(x, y));
+            keep(isa.least(x, y));
+            keep(isa.most(x, y));
+            keep(isa.where_less(x, y, x, zero));
+        }
         // Magnitudes apart, so that another order of additions rounds to another sum.
         let mut rows = [isa.splat(0.0); LANES];
         for r in 0..LANES {

@@ -73,7 +73,7 @@ trait Encode<const N: usize> {
     /// The block as it lies in the file.
     type Block: Pod;
     /// Must be `#[inline(always)]`, like all it calls: it runs inside the entry of an instruction set.
-    fn encode(target: &Target<N>) -> Self::Block;
+    fn encode<I: Isa>(isa: I, target: &Target<N>) -> Self::Block;
 }
 
 /// Encodes `rows`, whole rows of `cols` weights one after the other, as `ty` into `out`.
@@ -189,14 +189,14 @@ struct Blocks<'a, E, const N: usize>(Job<'a>, PhantomData<E>);
 impl<E: Encode<N>, const N: usize> Op for Blocks<'_, E, N> {
     type Out = ();
     #[inline(always)]
-    fn run<I: Isa>(self, _: I) {
+    fn run<I: Isa>(self, isa: I) {
         let Job { rows, cols, importance, out, .. } = self.0;
         let (weights, _) = rows.as_chunks::<N>();
         let importance = importance.map(|h| h.as_chunks::<N>().0);
         let out = out.chunks_exact_mut(size_of::<E::Block>());
         for (i, (weights, out)) in weights.iter().zip(out).enumerate() {
             let importance = importance.map(|h| &h[i % (cols / N)]);
-            let block = E::encode(&Target::new(weights, importance));
+            let block = E::encode(isa, &Target::new(weights, importance));
             out.copy_from_slice(bytemuck::bytes_of(&block));
         }
     }

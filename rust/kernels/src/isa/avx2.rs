@@ -121,6 +121,39 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn plus(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn minus(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_sub_ps(a.0, b.0), _mm256_sub_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn least(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_min_ps(a.0, b.0), _mm256_min_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn most(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { (_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn where_less(self, a: Self::F, b: Self::F, then: Self::F, otherwise: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe {
+            let less = [_mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0), _mm256_cmp_ps::<_CMP_LT_OQ>(a.1, b.1)];
+            (_mm256_blendv_ps(otherwise.0, then.0, less[0]), _mm256_blendv_ps(otherwise.1, then.1, less[1]))
+        }
+    }
+
+    #[inline(always)]
     fn sum(self, x: Self::F) -> f32 {
         // SAFETY: see the head of the file.
         unsafe { sum_f32(_mm256_add_ps(x.0, x.1)) }

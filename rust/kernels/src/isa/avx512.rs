@@ -114,6 +114,36 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
     }
 
     #[inline(always)]
+    fn plus(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn minus(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn least(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn most(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn where_less(self, a: Self::F, b: Self::F, then: Self::F, otherwise: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), otherwise, then) }
+    }
+
+    #[inline(always)]
     fn sum(self, x: Self::F) -> f32 {
         // SAFETY: see the head of the file.
         unsafe { sum_f32(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x))) }

@@ -119,6 +119,36 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     }
 
     #[inline(always)]
+    fn plus(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { four!(i => vaddq_f32(a[i], b[i])) }
+    }
+
+    #[inline(always)]
+    fn minus(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { four!(i => vsubq_f32(a[i], b[i])) }
+    }
+
+    #[inline(always)]
+    fn least(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { four!(i => vbslq_f32(vcltq_f32(a[i], b[i]), a[i], b[i])) }
+    }
+
+    #[inline(always)]
+    fn most(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { four!(i => vbslq_f32(vcgtq_f32(a[i], b[i]), a[i], b[i])) }
+    }
+
+    #[inline(always)]
+    fn where_less(self, a: Self::F, b: Self::F, then: Self::F, otherwise: Self::F) -> Self::F {
+        // SAFETY: see the head of the file.
+        unsafe { four!(i => vbslq_f32(vcltq_f32(a[i], b[i]), then[i], otherwise[i])) }
+    }
+
+    #[inline(always)]
     fn sum(self, x: Self::F) -> f32 {
         // SAFETY: see the head of the file.
         unsafe { lane_sum(x) }

@@ -6,11 +6,16 @@
 //! one block here; where they come from is the caller's business.
 
 use super::lanes::{LANES, Lanes, opaque};
+use kizami_kernels::isa::Isa;
 
 /// More than any cost.
 const WORST: f32 = f32::MAX;
 
-/// The entries of a codebook, ordered by their first half.
+/// Room for tables of what halves cost, which all searches in a block share: to zero it anew takes as long as to fill it.
+pub(super) type Tables<const HALVES: usize> = [[Lanes; HALVES]; 4];
+
+/// The entries of a codebook, ordered by their first half. `HALVES` is a power of two, so that a half's number modulo it
+/// is in the tables without being asked; those beyond the distinct halves have no entries.
 pub(super) struct Book<const ENTRIES: usize, const HALVES: usize> {
     /// Second half of each entry.
     seconds: [u8; ENTRIES],
@@ -18,12 +23,23 @@ pub(super) struct Book<const ENTRIES: usize, const HALVES: usize> {
     numbers: [u16; ENTRIES],
     /// Where the entries of each first half begin and end.
     runs: [(u16, u16); HALVES],
+    /// First halves from many entries to few: where neighbours have as many, CPUs foresee the ends of loops over them.
+    order: [u8; HALVES],
+    /// Of those, how many have any.
+    used: usize,
 }
 
 impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
     /// Orders entries given as pairs of half numbers.
     pub(super) const fn new(halves: &[(u8, u8); ENTRIES]) -> Self {
-        let mut book = Self { seconds: [0; ENTRIES], numbers: [0; ENTRIES], runs: [(0, 0); HALVES] };
+        assert!(HALVES.is_power_of_two());
+        let mut book = Self {
+            seconds: [0; ENTRIES],
+            numbers: [0; ENTRIES],
+            runs: [(0, 0); HALVES],
+            order: [0; HALVES],
+            used: 0,
+        };
         let (mut first, mut place) = (0, 0);
         while first < HALVES {
             book.runs[first].0 = place as u16;
@@ -39,7 +55,25 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
             book.runs[first].1 = place as u16;
             first += 1;
         }
+        let mut length = ENTRIES;
+        while length > 0 {
+            let mut h = 0;
+            while h < HALVES {
+                if (book.runs[h].1 - book.runs[h].0) as usize == length {
+                    book.order[book.used] = h as u8;
+                    book.used += 1;
+                }
+                h += 1;
+            }
+            length -= 1;
+        }
         book
+    }
+
+    /// First halves that have entries.
+    #[inline(always)]
+    fn firsts(&self) -> &[u8] {
+        &self.order[..self.used]
     }
 
     #[inline(always)]
@@ -50,32 +84,38 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
 
     /// The cheapest entry of each lane, given what each half costs.
     #[inline(always)]
-    pub(super) fn nearest(&self, first: &[Lanes; HALVES], second: &[Lanes; HALVES]) -> Found {
-        let (mut cost, mut halves) = (Lanes::splat(WORST), Lanes::ZERO);
-        for h in 0..HALVES {
-            let (mut even, mut odd) = (Lanes::splat(WORST), Lanes::splat(WORST));
-            let (pairs, rest) = self.run(h).as_chunks::<2>();
+    pub(super) fn nearest<I: Isa>(&self, isa: I, first: &[Lanes; HALVES], second: &[Lanes; HALVES]) -> Found {
+        let worst = isa.splat(WORST);
+        let (mut cost, mut rest, mut halves) = (worst, worst, isa.splat(0.0));
+        for h in self.firsts() {
+            let h = usize::from(*h) % HALVES;
+            let (mut even, mut odd) = (worst, worst);
+            let (pairs, last) = self.run(h).as_chunks::<2>();
             for [a, b] in pairs {
-                even = even.min(second[usize::from(*a)]);
-                odd = odd.min(second[usize::from(*b)]);
+                even = isa.least(even, second[usize::from(*a) % HALVES].f(isa));
+                odd = isa.least(odd, second[usize::from(*b) % HALVES].f(isa));
             }
-            if let [a] = rest {
-                even = even.min(second[usize::from(*a)]);
+            if let [a] = last {
+                even = isa.least(even, second[usize::from(*a) % HALVES].f(isa));
             }
-            let total = first[h] + even.min(odd);
-            halves = total.where_less(cost, Lanes::splat(h as f32), halves);
-            cost = total.min(cost);
+            even = isa.least(even, odd);
+            let total = isa.plus(first[h].f(isa), even);
+            halves = isa.where_less(total, cost, isa.splat(h as f32), halves);
+            rest = isa.where_less(total, cost, even, rest);
+            cost = isa.least(total, cost);
         }
+        let (cost, rest, halves) = (Lanes::of(isa, cost), Lanes::of(isa, rest), Lanes::of(isa, halves));
         let mut found = Found { cost, place: [0; LANES], first: [0; LANES] };
-        for l in 0..LANES {
-            let h = halves.0[l] as usize;
-            let (mut best, mut at) = (WORST, 0);
-            for (i, half) in self.run(h).iter().enumerate() {
-                let cost = second[usize::from(*half)].0[l];
-                (best, at) = if cost < best { (cost, i) } else { (best, at) };
+        for l in 0..opaque(LANES) {
+            let h = halves.0[l] as usize % HALVES;
+            let mut place = self.runs[h].0;
+            for half in self.run(h) {
+                if second[usize::from(*half) % HALVES].0[l] == rest.0[l] {
+                    break;
+                }
+                place += 1;
             }
-            found.first[l] = h as u8;
-            found.place[l] = self.runs[h].0 + at as u16;
+            (found.first[l], found.place[l]) = (h as u8, place.min(ENTRIES as u16 - 1));
         }
         found
     }
@@ -83,37 +123,42 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
     /// The cheapest entry of each lane where one of its weights must take the wrong sign; the
     /// `flipped` tables hold what each half costs with its cheapest sign flipped.
     #[inline(always)]
-    pub(super) fn nearest_flipped(
+    pub(super) fn nearest_flipped<I: Isa>(
         &self,
+        isa: I,
         first: &[Lanes; HALVES],
         second: &[Lanes; HALVES],
         first_flipped: &[Lanes; HALVES],
         second_flipped: &[Lanes; HALVES],
     ) -> Found {
-        let (mut cost, mut halves) = (Lanes::splat(WORST), Lanes::ZERO);
-        for h in 0..HALVES {
-            let (mut plain, mut flipped) = (Lanes::splat(WORST), Lanes::splat(WORST));
+        let worst = isa.splat(WORST);
+        let (mut cost, mut halves) = (worst, isa.splat(0.0));
+        for h in self.firsts() {
+            let h = usize::from(*h) % HALVES;
+            let (mut plain, mut flipped) = (worst, worst);
             for half in self.run(h) {
-                plain = plain.min(second[usize::from(*half)]);
-                flipped = flipped.min(second_flipped[usize::from(*half)]);
+                plain = isa.least(plain, second[usize::from(*half) % HALVES].f(isa));
+                flipped = isa.least(flipped, second_flipped[usize::from(*half) % HALVES].f(isa));
             }
-            let total = (first_flipped[h] + plain).min(first[h] + flipped);
-            halves = total.where_less(cost, Lanes::splat(h as f32), halves);
-            cost = total.min(cost);
+            let total =
+                isa.least(isa.plus(first_flipped[h].f(isa), plain), isa.plus(first[h].f(isa), flipped));
+            halves = isa.where_less(total, cost, isa.splat(h as f32), halves);
+            cost = isa.least(total, cost);
         }
+        let (cost, halves) = (Lanes::of(isa, cost), Lanes::of(isa, halves));
         let mut found = Found { cost, place: [0; LANES], first: [0; LANES] };
-        for l in 0..LANES {
-            let h = halves.0[l] as usize;
-            let (mut best, mut at) = (WORST, 0);
-            for (i, half) in self.run(h).iter().enumerate() {
-                let half = usize::from(*half);
-                let a = first_flipped[h].0[l] + second[half].0[l];
-                let b = first[h].0[l] + second_flipped[half].0[l];
-                let cost = if a < b { a } else { b };
-                (best, at) = if cost < best { (cost, i) } else { (best, at) };
+        for l in 0..opaque(LANES) {
+            let h = halves.0[l] as usize % HALVES;
+            let (plain, flipped, least) = (first[h].0[l], first_flipped[h].0[l], cost.0[l]);
+            let mut place = self.runs[h].0;
+            for half in self.run(h) {
+                let half = usize::from(*half) % HALVES;
+                if flipped + second[half].0[l] == least || plain + second_flipped[half].0[l] == least {
+                    break;
+                }
+                place += 1;
             }
-            found.first[l] = h as u8;
-            found.place[l] = self.runs[h].0 + at as u16;
+            (found.first[l], found.place[l]) = (h as u8, place.min(ENTRIES as u16 - 1));
         }
         found
     }
@@ -121,8 +166,9 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
     /// The cheapest entry of each lane, given what each half costs and `2 values(first) cross values(second)` on top.
     /// Halves have two parts of `PARTS` kinds, as in [`whole_costs`].
     #[inline(always)]
-    pub(super) fn nearest_whole<const LEN: usize, const PARTS: usize>(
+    pub(super) fn nearest_whole<I: Isa, const LEN: usize, const PARTS: usize>(
         &self,
+        isa: I,
         values: &[[f32; LEN]; HALVES],
         first: &[Lanes; HALVES],
         second: &[Lanes; HALVES],
@@ -131,31 +177,38 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
         let mut slopes = [[[Lanes::ZERO; LEN]; PARTS]; 2];
         for p in 0..opaque(PARTS) {
             for (side, slopes) in slopes.iter_mut().enumerate() {
-                for i in 0..LEN / 2 {
-                    let value = Lanes::splat(2.0 * values[p][LEN / 2 + i]);
-                    for k in 0..LEN {
-                        slopes[p][k] = slopes[p][k] + value * cross[side * LEN / 2 + i][k];
-                    }
-                }
-            }
-        }
-        let (mut cost, mut places) = (Lanes::splat(WORST), Lanes::ZERO);
-        for h in 0..opaque(HALVES) {
-            let (begin, end) = self.runs[h];
-            let mut slope = [Lanes::ZERO; LEN];
-            for k in 0..LEN {
-                slope[k] = slopes[0][h / PARTS][k] + slopes[1][h % PARTS][k];
-            }
-            for place in opaque(begin)..end {
-                let half = usize::from(self.seconds[usize::from(place)]);
-                let mut total = first[h] + second[half];
                 for k in 0..LEN {
-                    total = total + slope[k] * Lanes::splat(values[half][k]);
+                    let mut slope = isa.splat(0.0);
+                    for i in 0..LEN / 2 {
+                        let value = isa.splat(2.0 * values[p][LEN / 2 + i]);
+                        slope = isa.fma(value, cross[side * LEN / 2 + i][k].f(isa), slope);
+                    }
+                    slopes[p][k] = Lanes::of(isa, slope);
                 }
-                places = total.where_less(cost, Lanes::splat(f32::from(place)), places);
-                cost = total.min(cost);
             }
         }
+        let (mut cost, mut places) = (isa.splat(WORST), isa.splat(0.0));
+        let one = isa.splat(1.0);
+        for h in self.firsts() {
+            let h = usize::from(*h) % HALVES;
+            let first = first[h].f(isa);
+            let mut slope = [first; LEN];
+            for k in 0..LEN {
+                slope[k] = isa.plus(slopes[0][h / PARTS][k].f(isa), slopes[1][h % PARTS][k].f(isa));
+            }
+            let mut place = isa.splat(f32::from(self.runs[h].0));
+            for half in self.run(h) {
+                let half = usize::from(*half) % HALVES;
+                let mut total = isa.plus(first, second[half].f(isa));
+                for k in 0..LEN {
+                    total = isa.fma(slope[k], isa.splat(values[half][k]), total);
+                }
+                places = isa.where_less(total, cost, place, places);
+                cost = isa.least(total, cost);
+                place = isa.plus(place, one);
+            }
+        }
+        let (cost, places) = (Lanes::of(isa, cost), Lanes::of(isa, places));
         let mut numbers = [0; LANES];
         for l in 0..opaque(LANES) {
             numbers[l] = self.numbers[places.0[l] as usize];
@@ -163,15 +216,16 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
         (cost, numbers)
     }
 
-    /// Per lane, the sum of two tables at the halves of what was found there.
+    /// The values of what was found in a lane, half by half.
     #[inline(always)]
-    pub(super) fn sum_at(&self, found: &Found, first: &[Lanes; HALVES], second: &[Lanes; HALVES]) -> Lanes {
-        let mut sum = Lanes::ZERO;
-        for l in 0..opaque(LANES) {
-            let half = usize::from(self.seconds[usize::from(found.place[l])]);
-            sum.0[l] = first[usize::from(found.first[l])].0[l] + second[half].0[l];
-        }
-        sum
+    pub(super) fn values<const LEN: usize>(
+        &self,
+        values: &[[f32; LEN]; HALVES],
+        found: &Found,
+        lane: usize,
+    ) -> [[f32; LEN]; 2] {
+        let second = self.seconds[usize::from(found.place[lane])];
+        [values[usize::from(found.first[lane]) % HALVES], values[usize::from(second) % HALVES]]
     }
 
     /// The number in the file of what was found in a lane.
@@ -227,7 +281,8 @@ pub(super) const fn half_values<const LEN: usize, const LEVELS: usize, const HAL
 /// What every half costs under a whole metric, `q m qᵀ - 2 q z`. A half is again two parts of `PARTS` kinds each, in
 /// the same order, so most of a cost is a sum over those.
 #[inline(always)]
-pub(super) fn whole_costs<const LEN: usize, const HALVES: usize, const PARTS: usize>(
+pub(super) fn whole_costs<I: Isa, const LEN: usize, const HALVES: usize, const PARTS: usize>(
+    isa: I,
     values: &[[f32; LEN]; HALVES],
     m: &[[Lanes; LEN]; LEN],
     z: &[Lanes; LEN],
@@ -237,30 +292,32 @@ pub(super) fn whole_costs<const LEN: usize, const HALVES: usize, const PARTS: us
     let mut parts = [[Lanes::ZERO; PARTS]; 2];
     for p in 0..opaque(PARTS) {
         for (side, parts) in parts.iter_mut().enumerate() {
+            let mut sum = isa.splat(0.0);
             for i in 0..middle {
-                let mut slope = Lanes::splat(values[p][middle + i]) * m[side * middle + i][side * middle + i]
-                    - (z[side * middle + i] + z[side * middle + i]);
+                let (at, value) = (side * middle + i, isa.splat(values[p][middle + i]));
+                let mut slope = isa.fma(isa.splat(-2.0), z[at].f(isa), isa.mul(value, m[at][at].f(isa)));
                 for j in 0..i {
-                    slope = slope
-                        + Lanes::splat(2.0 * values[p][middle + j]) * m[side * middle + i][side * middle + j];
+                    let other = isa.splat(2.0 * values[p][middle + j]);
+                    slope = isa.fma(other, m[at][side * middle + j].f(isa), slope);
                 }
-                parts[p] = parts[p] + Lanes::splat(values[p][middle + i]) * slope;
+                sum = isa.fma(value, slope, sum);
             }
+            parts[p] = Lanes::of(isa, sum);
         }
     }
     for p in 0..opaque(PARTS) {
-        let mut slope = [Lanes::ZERO; LEN];
+        let mut slope = [isa.splat(0.0); LEN];
         for k in 0..middle {
             for i in 0..middle {
-                slope[k] = slope[k] + Lanes::splat(2.0 * values[p][middle + i]) * m[i][middle + k];
+                slope[k] = isa.fma(isa.splat(2.0 * values[p][middle + i]), m[i][middle + k].f(isa), slope[k]);
             }
         }
         for q in 0..opaque(PARTS) {
-            let mut sum = parts[0][p] + parts[1][q];
+            let mut sum = isa.plus(parts[0][p].f(isa), parts[1][q].f(isa));
             for k in 0..middle {
-                sum = sum + slope[k] * Lanes::splat(values[q][middle + k]);
+                sum = isa.fma(slope[k], isa.splat(values[q][middle + k]), sum);
             }
-            out[PARTS * p + q] = sum;
+            out[PARTS * p + q] = Lanes::of(isa, sum);
         }
     }
 }
@@ -281,55 +338,64 @@ impl Found {
     pub(super) const NONE: Found = Found { cost: Lanes::ZERO, place: [0; LANES], first: [0; LANES] };
 }
 
-/// `(i, j)` at place `i * seconds + j`.
-pub(super) const fn pairs<const N: usize>(seconds: usize) -> [(u8, u8); N] {
-    let mut pairs = [(0, 0); N];
-    let mut n = 0;
-    while n < N {
-        pairs[n] = ((n / seconds) as u8, (n % seconds) as u8);
-        n += 1;
-    }
-    pairs
-}
-
-/// Sums over pairs. (Tables are filled in place: returned by value they are copied.)
+/// Sums over pairs, at place `i * B + j`. (Tables are filled in place: returned by value they are copied.)
 #[inline(always)]
-pub(super) fn sums<const A: usize, const B: usize, const N: usize>(
-    pairs: &[(u8, u8); N],
+pub(super) fn sums<I: Isa, const A: usize, const B: usize, const N: usize>(
+    isa: I,
     a: &[Lanes; A],
     b: &[Lanes; B],
     out: &mut [Lanes; N],
 ) {
-    for (out, &(i, j)) in out.iter_mut().zip(opaque(pairs)) {
-        *out = a[usize::from(i)] + b[usize::from(j)];
+    for i in 0..opaque(A) {
+        let a = a[i].f(isa);
+        for (j, b) in b.iter().enumerate() {
+            out[B * i + j] = Lanes::of(isa, isa.plus(a, b.f(isa)));
+        }
     }
 }
 
 /// Minima over pairs.
 #[inline(always)]
-pub(super) fn minima<const A: usize, const B: usize, const N: usize>(
-    pairs: &[(u8, u8); N],
+pub(super) fn minima<I: Isa, const A: usize, const B: usize, const N: usize>(
+    isa: I,
     a: &[Lanes; A],
     b: &[Lanes; B],
     out: &mut [Lanes; N],
 ) {
-    for (out, &(i, j)) in out.iter_mut().zip(opaque(pairs)) {
-        *out = a[usize::from(i)].min(b[usize::from(j)]);
+    for i in 0..opaque(A) {
+        let a = a[i].f(isa);
+        for (j, b) in b.iter().enumerate() {
+            out[B * i + j] = Lanes::of(isa, isa.least(a, b.f(isa)));
+        }
     }
 }
 
 /// Costs with the cheapest sign flipped, from costs without and prices of pairs.
 #[inline(always)]
-pub(super) fn flips<const A: usize, const B: usize, const N: usize>(
-    pairs: &[(u8, u8); N],
+pub(super) fn flips<I: Isa, const A: usize, const B: usize, const N: usize>(
+    isa: I,
     plain: &[Lanes; N],
     a: &[Lanes; A],
     b: &[Lanes; B],
     out: &mut [Lanes; N],
 ) {
-    for ((out, plain), &(i, j)) in out.iter_mut().zip(plain).zip(opaque(pairs)) {
-        *out = *plain + a[usize::from(i)].min(b[usize::from(j)]);
+    for i in 0..opaque(A) {
+        let a = a[i].f(isa);
+        for (j, b) in b.iter().enumerate() {
+            let price = isa.least(a, b.f(isa));
+            out[B * i + j] = Lanes::of(isa, isa.plus(plain[B * i + j].f(isa), price));
+        }
     }
+}
+
+/// `<q, q>` of sixteen groups, weighted, a row of values for each.
+#[inline(always)]
+pub(super) fn squares<I: Isa>(isa: I, groups: &Groups<8>, rows: &[[f32; 8]; LANES]) -> Lanes {
+    let (mut sum, q) = (isa.splat(0.0), isa.transpose_groups(rows));
+    for i in 0..8 {
+        sum = isa.fma(isa.mul(groups.w[i].f(isa), q[i]), q[i], sum);
+    }
+    Lanes::of(isa, sum)
 }
 
 /// Weights and costs of sixteen groups of `W`, one lane per group.

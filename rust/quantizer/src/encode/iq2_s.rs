@@ -7,6 +7,7 @@ use super::steps::Steps;
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq2_s::{BlockIq2S, GRID, Iq2S, MAGNITUDES};
+use kizami_kernels::isa::Isa;
 
 static BOOK: Book<1024, HALVES> = Book::new(&halves(&GRID, &MAGNITUDES));
 
@@ -25,8 +26,8 @@ impl Split<256> for Iq2S {
     type Search = OctetSearch<Iq2S, 1024, false>;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<256>) -> Steps<16> {
-        octet_scales::<Iq2S, 1024, false, 16>(target)
+    fn choose_scales<I: Isa>(isa: I, target: &Target<256>) -> Steps<16> {
+        octet_scales::<Iq2S, 1024, false, 16, I>(isa, target)
     }
 
     #[inline(always)]

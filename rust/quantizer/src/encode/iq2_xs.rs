@@ -7,6 +7,7 @@ use super::steps::Steps;
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq2_xs::{BlockIq2Xs, GRID, Iq2Xs, MAGNITUDES};
+use kizami_kernels::isa::Isa;
 
 static BOOK: Book<512, HALVES> = Book::new(&halves(&GRID, &MAGNITUDES));
 
@@ -25,8 +26,8 @@ impl Split<256> for Iq2Xs {
     type Search = OctetSearch<Iq2Xs, 512, true>;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<256>) -> Steps<16> {
-        octet_scales::<Iq2Xs, 512, true, 16>(target)
+    fn choose_scales<I: Isa>(isa: I, target: &Target<256>) -> Steps<16> {
+        octet_scales::<Iq2Xs, 512, true, 16, I>(isa, target)
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@ use super::steps::Steps;
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq2_xxs::{BlockIq2Xxs, GRID, Iq2Xxs, MAGNITUDES};
+use kizami_kernels::isa::Isa;
 
 static BOOK: Book<256, HALVES> = Book::new(&halves(&GRID, &MAGNITUDES));
 
@@ -25,8 +26,8 @@ impl Split<256> for Iq2Xxs {
     type Search = OctetSearch<Iq2Xxs, 256, true>;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<256>) -> Steps<8> {
-        octet_scales::<Iq2Xxs, 256, true, 8>(target)
+    fn choose_scales<I: Isa>(isa: I, target: &Target<256>) -> Steps<8> {
+        octet_scales::<Iq2Xxs, 256, true, 8, I>(isa, target)
     }
 
     #[inline(always)]

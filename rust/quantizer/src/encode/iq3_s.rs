@@ -1,14 +1,17 @@
 //! IQ3_S: four neighbours become one of 512 entries of eight magnitudes; every sign is free.
 
-use super::codebook::{Book, Found, Groups, half_values, halves, pairs, sums};
-use super::lanes::{LANES, Lanes, opaque};
+use super::codebook::{Book, Found, Groups, Tables, half_values, halves, squares, sums};
+use super::lanes::{LANES, Lanes, codes, opaque};
 use super::octet::{Octet, Row};
 use super::quads::{self, Code, Codebook, HALVES};
+use super::scalar::Nearest;
 use super::split::{OCTET, Scales, Search, Split};
-use super::steps::{Batch, Steps, choose_scales, scales_of};
+use super::steps::{Batch, Free, Steps, choose_scales, free_scales, scales_of};
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq3_s::{BlockIq3S, GRID, Iq3S, MAGNITUDES};
+use kizami_kernels::isa::Isa;
+use std::marker::PhantomData;
 
 static BOOK: Book<512, HALVES> = Book::new(&halves(&GRID, &MAGNITUDES));
 static VALUES: [[f32; 2]; HALVES] = half_values(&MAGNITUDES);
@@ -23,8 +26,10 @@ impl Codebook<512> for Iq3S {
     }
 }
 
-/// Trial scales of a sub-block whose root mean square is one.
+/// Trial scales of a sub-block whose root mean square is one, while any magnitudes will do.
 const TRIALS: [f32; 6] = [0.12, 0.14, 0.165, 0.195, 0.235, 0.29];
+/// What those lead to times these are the scales under which entries are searched to choose scales again.
+const NEAR: [f32; 3] = [0.8, 0.95, 1.12];
 /// The largest sub-scale.
 const LAST: f32 = 15.0;
 
@@ -34,9 +39,12 @@ impl Split<256> for Iq3S {
     type Search = QuadSearch;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<256>) -> Steps<8> {
+    fn choose_scales<I: Isa>(isa: I, target: &Target<256>) -> Steps<8> {
         let batches = [Quads::new(target, 0), Quads::new(target, 1)];
-        choose_scales::<_, 8, 1, _>(target, &batches, &TRIALS, LAST, 1.0)
+        let free = [Free::<Eight>(&batches[0].groups, PhantomData), Free(&batches[1].groups, PhantomData)];
+        let scales = free_scales::<_, _, 8, 1, _>(isa, target, &free, &TRIALS);
+        let mut room = [[Lanes::ZERO; HALVES]; 4];
+        choose_scales(isa, target, &batches, &scales, &NEAR, LAST, 1.0, &mut room)
     }
 
     #[inline(always)]
@@ -66,9 +74,15 @@ impl Search for QuadSearch {
     const COARSE: bool = true;
 
     #[inline(always)]
-    fn choose_plain<const N: usize>(target: &Target<N>, scales: &impl Scales, codes: &mut [Code]) {
+    fn choose_plain<I: Isa, const N: usize>(
+        isa: I,
+        target: &Target<N>,
+        scales: &impl Scales,
+        codes: &mut [Code],
+    ) {
+        let mut room = [[Lanes::ZERO; HALVES]; 4];
         for (b, codes) in codes.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            let found = Quads::new(target, b).choose_codes(scales_of(scales, b).0);
+            let found = Quads::new(target, b).choose_codes(isa, scales_of(scales, b).0, &mut room);
             for l in 0..opaque(LANES) {
                 let mut signs = 0;
                 for i in 0..OCTET {
@@ -85,68 +99,74 @@ impl Search for QuadSearch {
     }
 
     #[inline(always)]
-    fn choose_whole(octet: &Octet, row: &Row, codes: &mut [Code; LANES]) -> [Lanes; OCTET] {
-        quads::choose_whole::<Iq3S, 512, false>(octet, row, codes)
+    fn choose_whole<I: Isa>(isa: I, octet: &Octet, row: &Row, codes: &mut [Code; LANES]) -> [Lanes; OCTET] {
+        quads::choose_whole::<I, Iq3S, 512, false>(isa, octet, row, codes)
     }
 }
 
 /// Sixteen groups of eight: two entries each.
 struct Quads {
     groups: Groups<8>,
-    /// `<q, q>` of the halves of either entry.
-    squares: [[[Lanes; HALVES]; 2]; 2],
 }
-
-static DIGITS: [(u8, u8); 64] = pairs(8);
 
 impl Quads {
     #[inline(always)]
     fn new<const N: usize>(target: &Target<N>, batch: usize) -> Quads {
         let groups = Groups::<8>::new(&target.x[128 * batch..][..128], &target.w[128 * batch..][..128]);
-        let mut digits = [[Lanes::ZERO; 8]; 8];
-        for &(i, level) in opaque(&DIGITS) {
-            let q = f32::from(MAGNITUDES[usize::from(level)]);
-            digits[usize::from(i)][usize::from(level)] = groups.w[usize::from(i)] * Lanes::splat(q * q);
-        }
-        let mut new = Quads { groups, squares: [[[Lanes::ZERO; HALVES]; 2]; 2] };
-        for (h, [first, second]) in new.squares.iter_mut().enumerate() {
-            sums(&DIGITS, &digits[4 * h], &digits[4 * h + 1], first);
-            sums(&DIGITS, &digits[4 * h + 2], &digits[4 * h + 3], second);
-        }
-        new
+        Quads { groups }
     }
 
     /// The codes of sixteen groups given their scales: the cheapest entries of either half.
     #[inline(always)]
-    fn choose_codes(&self, t: Lanes) -> [Found; 2] {
+    fn choose_codes<I: Isa>(&self, isa: I, t: Lanes, room: &mut Tables<HALVES>) -> [Found; 2] {
         let mut costs = [[Lanes::ZERO; 8]; 8];
-        for &(i, level) in opaque(&DIGITS) {
-            let (i, level) = (usize::from(i), usize::from(level));
-            let q = t * Lanes::splat(f32::from(MAGNITUDES[level]));
-            let (x, w) = (self.groups.x[i].abs(), self.groups.w[i]);
-            costs[i][level] = w * q * (q - x - x);
+        let t = t.f(isa);
+        for i in 0..opaque(OCTET) {
+            let (twice, w) = (self.groups.x[i].abs() * Lanes::splat(-2.0), self.groups.w[i].f(isa));
+            let twice = twice.f(isa);
+            for level in 0..8 {
+                let q = isa.mul(t, isa.splat(f32::from(MAGNITUDES[level])));
+                costs[i][level] = Lanes::of(isa, isa.mul(isa.mul(w, q), isa.plus(q, twice)));
+            }
         }
         let mut found = [Found::NONE; 2];
         for &h in opaque(&[0usize, 1]) {
-            let (mut first, mut second) = ([Lanes::ZERO; HALVES], [Lanes::ZERO; HALVES]);
-            sums(&DIGITS, &costs[4 * h], &costs[4 * h + 1], &mut first);
-            sums(&DIGITS, &costs[4 * h + 2], &costs[4 * h + 3], &mut second);
-            found[h] = BOOK.nearest(&first, &second);
+            let [first, second, ..] = &mut *room;
+            sums(isa, &costs[4 * h], &costs[4 * h + 1], first);
+            sums(isa, &costs[4 * h + 2], &costs[4 * h + 3], second);
+            found[h] = BOOK.nearest(isa, first, second);
         }
         found
     }
 }
 
+/// The eight magnitudes.
+struct Eight;
+
+impl Nearest for Eight {
+    #[inline(always)]
+    fn nearest<I: Isa>(isa: I, x: I::F) -> I::F {
+        isa.fma(
+            codes(isa, isa.fma(x, isa.splat(0.5), isa.splat(-0.5)), 0.0, 7.0),
+            isa.splat(2.0),
+            isa.splat(1.0),
+        )
+    }
+}
+
 impl Batch for Quads {
+    type Room = Tables<HALVES>;
+
     /// The cost of what is found is `t² <q, q> - 2 t <x, q>`.
     #[inline(always)]
-    fn sums(&self, t: Lanes, _: usize) -> (Lanes, Lanes) {
-        let found = self.choose_codes(t);
-        let (mut qq, mut cost) = (Lanes::ZERO, Lanes::ZERO);
-        for h in 0..2 {
-            qq = qq + BOOK.sum_at(&found[h], &self.squares[h][0], &self.squares[h][1]);
-            cost = cost + found[h].cost;
+    fn sums<I: Isa>(&self, isa: I, t: Lanes, _: usize, room: &mut Tables<HALVES>) -> (Lanes, Lanes) {
+        let found = self.choose_codes(isa, t, room);
+        let mut rows = [[0.0; OCTET]; LANES];
+        for l in 0..opaque(LANES) {
+            let first = BOOK.values(&VALUES, &found[0], l);
+            rows[l] = bytemuck::cast([first, BOOK.values(&VALUES, &found[1], l)]);
         }
+        let (qq, cost) = (squares(isa, &self.groups, &rows), found[0].cost + found[1].cost);
         ((t * t * qq - cost) / (t + t), qq)
     }
 }

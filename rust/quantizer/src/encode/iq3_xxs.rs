@@ -2,15 +2,18 @@
 //! their number even. Where the weights disagree one of eight signs is given up, in the first or
 //! the second entry, whichever is cheaper with that entry re-chosen.
 
-use super::codebook::{Book, Found, Groups, flips, half_values, halves, pairs, sums};
-use super::lanes::{LANES, Lanes, opaque};
+use super::codebook::{Book, Found, Groups, Tables, flips, half_values, halves, squares, sums};
+use super::lanes::{LANES, Lanes, codes, opaque};
 use super::octet::{Octet, Row};
 use super::quads::{self, Code, Codebook, HALVES};
+use super::scalar::Nearest;
 use super::split::{OCTET, Scales, Search, Split};
-use super::steps::{Batch, Steps, choose_scales, scales_of};
+use super::steps::{Batch, Free, Steps, choose_scales, free_scales, scales_of};
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq3_xxs::{BlockIq3Xxs, GRID, Iq3Xxs, MAGNITUDES};
+use kizami_kernels::isa::Isa;
+use std::marker::PhantomData;
 
 static BOOK: Book<256, HALVES> = Book::new(&halves(&GRID, &MAGNITUDES));
 static VALUES: [[f32; 2]; HALVES] = half_values(&MAGNITUDES);
@@ -25,8 +28,10 @@ impl Codebook<256> for Iq3Xxs {
     }
 }
 
-/// Trial scales of a sub-block whose root mean square is one.
+/// Trial scales of a sub-block whose root mean square is one, while any magnitudes will do.
 const TRIALS: [f32; 6] = [0.029, 0.034, 0.041, 0.049, 0.06, 0.074];
+/// What those lead to times these are the scales under which entries are searched to choose scales again.
+const NEAR: [f32; 3] = [0.75, 0.92, 1.12];
 /// The largest sub-scale.
 const LAST: f32 = 15.0;
 
@@ -36,10 +41,13 @@ impl Split<256> for Iq3Xxs {
     type Search = EvenQuadSearch;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<256>) -> Steps<8> {
+    fn choose_scales<I: Isa>(isa: I, target: &Target<256>) -> Steps<8> {
         let batches = [Groups8::new(target, 0), Groups8::new(target, 1)];
+        let free = [Free::<Eight>(&batches[0].groups, PhantomData), Free(&batches[1].groups, PhantomData)];
         // The file's d is four times ours.
-        choose_scales::<_, 8, 1, _>(target, &batches, &TRIALS, LAST, 4.0)
+        let scales = free_scales::<_, _, 8, 1, _>(isa, target, &free, &TRIALS);
+        let mut room = [[Lanes::ZERO; HALVES]; 4];
+        choose_scales(isa, target, &batches, &scales, &NEAR, LAST, 4.0, &mut room)
     }
 
     #[inline(always)]
@@ -67,10 +75,16 @@ impl Search for EvenQuadSearch {
     const COARSE: bool = true;
 
     #[inline(always)]
-    fn choose_plain<const N: usize>(target: &Target<N>, scales: &impl Scales, codes: &mut [Code]) {
+    fn choose_plain<I: Isa, const N: usize>(
+        isa: I,
+        target: &Target<N>,
+        scales: &impl Scales,
+        codes: &mut [Code],
+    ) {
+        let mut room = [[Lanes::ZERO; HALVES]; 4];
         for (b, codes) in codes.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
             let batch = Groups8::new(target, b);
-            let found = batch.choose_codes(scales_of(scales, b).0);
+            let found = batch.choose_codes(isa, scales_of(scales, b).0, &mut room);
             for l in 0..opaque(LANES) {
                 let entries = found.entries(l);
                 let magnitudes: [i8; 8] = bytemuck::cast(entries.map(|e| GRID[usize::from(e)]));
@@ -85,8 +99,8 @@ impl Search for EvenQuadSearch {
     }
 
     #[inline(always)]
-    fn choose_whole(octet: &Octet, row: &Row, codes: &mut [Code; LANES]) -> [Lanes; OCTET] {
-        quads::choose_whole::<Iq3Xxs, 256, true>(octet, row, codes)
+    fn choose_whole<I: Isa>(isa: I, octet: &Octet, row: &Row, codes: &mut [Code; LANES]) -> [Lanes; OCTET] {
+        quads::choose_whole::<I, Iq3Xxs, 256, true>(isa, octet, row, codes)
     }
 }
 
@@ -114,14 +128,15 @@ impl Pair {
         cost
     }
 
+    /// The table of finds that has the entry of a half.
+    #[inline(always)]
+    fn entry(&self, half: usize, lane: usize) -> &Found {
+        if self.wrong[half][lane] { &self.flipped[half] } else { &self.plain[half] }
+    }
+
     #[inline(always)]
     fn entries(&self, lane: usize) -> [u16; 2] {
-        let mut entries = [0; 2];
-        for h in 0..2 {
-            let found = if self.wrong[h][lane] { &self.flipped[h] } else { &self.plain[h] };
-            entries[h] = BOOK.number(found, lane);
-        }
-        entries
+        [BOOK.number(self.entry(0, lane), lane), BOOK.number(self.entry(1, lane), lane)]
     }
 }
 
@@ -132,8 +147,6 @@ struct Groups8 {
     wx: [Lanes; 8],
     /// Whether an odd number of weights is negative.
     odd: [bool; LANES],
-    /// `<q, q>` of the halves of either entry.
-    squares: [[[Lanes; HALVES]; 2]; 2],
 }
 
 impl Groups8 {
@@ -148,42 +161,34 @@ impl Groups8 {
                 odd[l] ^= groups.x[i].0[l] < 0.0;
             }
         }
-        let mut digits = [[Lanes::ZERO; 8]; 8];
-        for &(i, level) in opaque(&DIGITS) {
-            let q = f32::from(MAGNITUDES[usize::from(level)]);
-            digits[usize::from(i)][usize::from(level)] = groups.w[usize::from(i)] * Lanes::splat(q * q);
-        }
-        let mut new = Groups8 { groups, wx, odd, squares: [[[Lanes::ZERO; HALVES]; 2]; 2] };
-        for (h, [first, second]) in new.squares.iter_mut().enumerate() {
-            sums(&DIGITS, &digits[4 * h], &digits[4 * h + 1], first);
-            sums(&DIGITS, &digits[4 * h + 2], &digits[4 * h + 3], second);
-        }
-        new
+        Groups8 { groups, wx, odd }
     }
 
     /// The codes of sixteen groups given their scales: the cheapest entries, signs included.
     #[inline(always)]
-    fn choose_codes(&self, t: Lanes) -> Pair {
+    fn choose_codes<I: Isa>(&self, isa: I, t: Lanes, room: &mut Tables<HALVES>) -> Pair {
         let mut costs = [[Lanes::ZERO; 8]; 8];
         let mut prices = [[Lanes::ZERO; 8]; 8];
-        for &(i, level) in opaque(&DIGITS) {
-            let (i, level) = (usize::from(i), usize::from(level));
-            let q = t * Lanes::splat(f32::from(MAGNITUDES[level]));
-            let twice = self.wx[i] * q * Lanes::splat(2.0);
-            costs[i][level] = self.groups.w[i] * q * q - twice;
-            prices[i][level] = twice + twice;
+        let t = t.f(isa);
+        for i in 0..opaque(OCTET) {
+            let (w, wx) = (self.groups.w[i].f(isa), self.wx[i].f(isa));
+            let (twice, price) = (isa.mul(wx, isa.splat(-2.0)), isa.mul(wx, isa.splat(4.0)));
+            for level in 0..8 {
+                let q = isa.mul(t, isa.splat(f32::from(MAGNITUDES[level])));
+                costs[i][level] = Lanes::of(isa, isa.mul(q, isa.fma(w, q, twice)));
+                prices[i][level] = Lanes::of(isa, isa.mul(price, q));
+            }
         }
         let mut pair =
             Pair { plain: [Found::NONE; 2], flipped: [Found::NONE; 2], wrong: [[false; LANES]; 2] };
         for &h in opaque(&[0usize, 1]) {
-            let mut tables = [[Lanes::ZERO; HALVES]; 4];
-            let [first, second, first_flipped, second_flipped] = &mut tables;
-            sums(&DIGITS, &costs[4 * h], &costs[4 * h + 1], first);
-            sums(&DIGITS, &costs[4 * h + 2], &costs[4 * h + 3], second);
-            flips(&DIGITS, first, &prices[4 * h], &prices[4 * h + 1], first_flipped);
-            flips(&DIGITS, second, &prices[4 * h + 2], &prices[4 * h + 3], second_flipped);
-            pair.plain[h] = BOOK.nearest(first, second);
-            pair.flipped[h] = BOOK.nearest_flipped(first, second, first_flipped, second_flipped);
+            let [first, second, first_flipped, second_flipped] = &mut *room;
+            sums(isa, &costs[4 * h], &costs[4 * h + 1], first);
+            sums(isa, &costs[4 * h + 2], &costs[4 * h + 3], second);
+            flips(isa, first, &prices[4 * h], &prices[4 * h + 1], first_flipped);
+            flips(isa, second, &prices[4 * h + 2], &prices[4 * h + 3], second_flipped);
+            pair.plain[h] = BOOK.nearest(isa, first, second);
+            pair.flipped[h] = BOOK.nearest_flipped(isa, first, second, first_flipped, second_flipped);
         }
         for l in 0..LANES {
             let first_wrong = pair.flipped[0].cost.0[l] + pair.plain[1].cost.0[l];
@@ -208,29 +213,40 @@ impl Groups8 {
     }
 }
 
+/// The eight magnitudes.
+struct Eight;
+
+impl Nearest for Eight {
+    #[inline(always)]
+    fn nearest<I: Isa>(isa: I, x: I::F) -> I::F {
+        let q = codes(isa, isa.fma(x, isa.splat(0.125), isa.splat(-0.5)), 0.0, 7.0);
+        let q = isa.fma(q, isa.splat(8.0), isa.splat(4.0));
+        // The last is not 60.
+        isa.where_less(isa.splat(59.0), q, isa.splat(62.0), q)
+    }
+}
+
 impl Batch for Groups8 {
+    type Room = Tables<HALVES>;
+
     /// The cost of what is found is `t² <q, q> - 2 t <x, q>`.
     #[inline(always)]
-    fn sums(&self, t: Lanes, _: usize) -> (Lanes, Lanes) {
-        let found = self.choose_codes(t);
-        let mut qq = Lanes::ZERO;
-        for h in 0..2 {
-            let [first, second] = &self.squares[h];
-            let plain = BOOK.sum_at(&found.plain[h], first, second);
-            let flipped = BOOK.sum_at(&found.flipped[h], first, second);
-            for l in 0..LANES {
-                qq.0[l] += if found.wrong[h][l] { flipped.0[l] } else { plain.0[l] };
-            }
+    fn sums<I: Isa>(&self, isa: I, t: Lanes, _: usize, room: &mut Tables<HALVES>) -> (Lanes, Lanes) {
+        let found = self.choose_codes(isa, t, room);
+        let mut rows = [[0.0; OCTET]; LANES];
+        for l in 0..opaque(LANES) {
+            let first = BOOK.values(&VALUES, found.entry(0, l), l);
+            rows[l] = bytemuck::cast([first, BOOK.values(&VALUES, found.entry(1, l), l)]);
         }
+        let qq = squares(isa, &self.groups, &rows);
         ((t * t * qq - found.cost()) / (t + t), qq)
     }
 }
 
-static DIGITS: [(u8, u8); HALVES] = pairs(8);
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kizami_kernels::isa::scalar::Scalar;
 
     /// The naive twin of the search: each entry's best with and without each sign given up.
     fn naive(x: &[f32], w: &[f32], t: f32) -> f64 {
@@ -259,7 +275,8 @@ mod tests {
         for batch in 0..2 {
             let groups = Groups8::new(&target, batch);
             for t in [0.005, 0.02, 0.05] {
-                let cost = groups.choose_codes(Lanes::splat(t)).cost();
+                let cost =
+                    groups.choose_codes(Scalar, Lanes::splat(t), &mut [[Lanes::ZERO; HALVES]; 4]).cost();
                 for l in 0..LANES {
                     let at = 128 * batch + 8 * l;
                     let expected = naive(&target.x[at..at + 8], &target.w[at..at + 8], t);

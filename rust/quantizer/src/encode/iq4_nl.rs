@@ -2,11 +2,12 @@
 
 use super::lanes::{LANES, Lanes};
 use super::octet::{Octet, Row};
-use super::scalar::{Scaled, in_order};
+use super::scalar::{Nearest, Scaled, in_order};
 use super::split::{OCTET, Scales, Search, Split};
 use super::target::{Target, inverse};
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq4_nl::{BlockIq4Nl, Iq4Nl, LEVELS};
+use kizami_kernels::isa::Isa;
 
 /// Half way between neighbouring levels.
 const MIDDLES: [f32; 15] = {
@@ -31,8 +32,8 @@ impl Split<32> for Iq4Nl {
     type Search = Uneven;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<32>) -> Scaled<1> {
-        Scaled::single(target, choose_scale(&target.x, &target.w))
+    fn choose_scales<I: Isa>(isa: I, target: &Target<32>) -> Scaled<1> {
+        Scaled::single(target, choose_scale(isa, &target.x, &target.w))
     }
 
     #[inline(always)]
@@ -50,12 +51,24 @@ impl Split<32> for Iq4Nl {
 /// Sixteen levels at uneven distances.
 pub(super) struct Uneven;
 
+impl Nearest for Uneven {
+    #[inline(always)]
+    fn nearest<I: Isa>(isa: I, v: I::F) -> I::F {
+        nearest(isa, v)
+    }
+}
+
 impl Search for Uneven {
     type Code = [u8; OCTET];
     const COARSE: bool = false;
 
     #[inline(always)]
-    fn choose_plain<const N: usize>(target: &Target<N>, scales: &impl Scales, codes: &mut [[u8; OCTET]]) {
+    fn choose_plain<I: Isa, const N: usize>(
+        _: I,
+        target: &Target<N>,
+        scales: &impl Scales,
+        codes: &mut [[u8; OCTET]],
+    ) {
         for (g, (x, codes)) in target.x.as_chunks::<OCTET>().0.iter().zip(codes).enumerate() {
             let id = inverse(scales.line(g).scale);
             for i in 0..OCTET {
@@ -74,8 +87,13 @@ impl Search for Uneven {
     }
 
     #[inline(always)]
-    fn choose_whole(octet: &Octet, row: &Row, codes: &mut [[u8; OCTET]; LANES]) -> [Lanes; OCTET] {
-        let values = in_order(octet, row, nearest);
+    fn choose_whole<I: Isa>(
+        isa: I,
+        octet: &Octet,
+        row: &Row,
+        codes: &mut [[u8; OCTET]; LANES],
+    ) -> [Lanes; OCTET] {
+        let values = in_order::<I, Self>(isa, octet, row);
         for i in 0..OCTET {
             for l in 0..LANES {
                 codes[l][i] = choose_code(values[i].0[l]);
@@ -87,7 +105,7 @@ impl Search for Uneven {
 
 /// The scale with the smallest error; zero where all weights are.
 #[inline(always)]
-pub(super) fn choose_scale(x: &[f32; 32], w: &[f32; 32]) -> f32 {
+pub(super) fn choose_scale<I: Isa>(isa: I, x: &[f32; 32], w: &[f32; 32]) -> f32 {
     let mut peak = 0f32;
     for &x in x {
         peak = if x.abs() > peak.abs() { x } else { peak };
@@ -97,22 +115,23 @@ pub(super) fn choose_scale(x: &[f32; 32], w: &[f32; 32]) -> f32 {
         ends.0[l] = FIRST + STEP * l as f32;
         ends.0[8 + l] = -(FIRST + STEP * l as f32);
     }
-    let coarse = least_squares(x, w, ends * Lanes::splat(inverse(peak)));
+    let coarse = least_squares(isa, x, w, ends * Lanes::splat(inverse(peak)));
     let around = Lanes::splat(1.0) + (Lanes::IOTA - Lanes::splat(7.5)) * Lanes::splat(FINE);
-    least_squares(x, w, around * Lanes::splat(inverse(coarse)))
+    least_squares(isa, x, w, around * Lanes::splat(inverse(coarse)))
 }
 
 /// Of sixteen inverse scales, the one whose codes leave the smallest error under their own best
 /// scale, which is returned.
 #[inline(always)]
-fn least_squares(x: &[f32; 32], w: &[f32; 32], id: Lanes) -> f32 {
-    let (mut xq, mut qq) = (Lanes::ZERO, Lanes::ZERO);
+fn least_squares<I: Isa>(isa: I, x: &[f32; 32], w: &[f32; 32], id: Lanes) -> f32 {
+    let (mut xq, mut qq, id) = (isa.splat(0.0), isa.splat(0.0), id.f(isa));
     for (x, w) in x.iter().zip(w) {
-        let q = nearest(Lanes::splat(*x) * id);
-        let wq = Lanes::splat(*w) * q;
-        xq = xq + wq * Lanes::splat(*x);
-        qq = qq + wq * q;
+        let q = nearest(isa, isa.mul(isa.splat(*x), id));
+        let wq = isa.mul(isa.splat(*w), q);
+        xq = isa.fma(wq, isa.splat(*x), xq);
+        qq = isa.fma(wq, q, qq);
     }
+    let (xq, qq) = (Lanes::of(isa, xq), Lanes::of(isa, qq));
     // qq cannot be zero: no level is.
     let best = (Lanes::ZERO - xq * xq / qq).argmin();
     xq.0[best] / qq.0[best]
@@ -120,10 +139,10 @@ fn least_squares(x: &[f32; 32], w: &[f32; 32], id: Lanes) -> f32 {
 
 /// The nearest level.
 #[inline(always)]
-pub(super) fn nearest(v: Lanes) -> Lanes {
-    let mut level = Lanes::splat(f32::from(LEVELS[0]));
+pub(super) fn nearest<I: Isa>(isa: I, v: I::F) -> I::F {
+    let mut level = isa.splat(f32::from(LEVELS[0]));
     for k in 0..15 {
-        level = Lanes::splat(MIDDLES[k]).where_less(v, Lanes::splat(f32::from(LEVELS[k + 1])), level);
+        level = isa.where_less(isa.splat(MIDDLES[k]), v, isa.splat(f32::from(LEVELS[k + 1])), level);
     }
     level
 }

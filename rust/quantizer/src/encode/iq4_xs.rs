@@ -11,6 +11,7 @@ use super::split::Split;
 use super::target::{Target, inverse};
 use bytemuck::Zeroable;
 use kizami_kernels::formats::iq4_xs::{BlockIq4Xs, Iq4Xs};
+use kizami_kernels::isa::Isa;
 
 /// Where the largest sub-scale lands, of 31: its neighbours can be stored too.
 const TOP: f32 = 30.0;
@@ -21,16 +22,16 @@ impl Split<256> for Iq4Xs {
     type Search = Uneven;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<256>) -> Scaled<8> {
+    fn choose_scales<I: Isa>(isa: I, target: &Target<256>) -> Scaled<8> {
         let (mut free, mut most) = ([0.0; 8], 0f32);
         for g in 0..8 {
-            free[g] = choose_scale(part(&target.x, g), part(&target.w, g));
+            free[g] = choose_scale(isa, part(&target.x, g), part(&target.w, g));
             most = if free[g].abs() > most { free[g].abs() } else { most };
         }
         let (bits, d) = target.frame.store(most / TOP);
         let mut scales = Scaled { bits, d, sub: [0.0; 8] };
         for g in 0..8 {
-            scales.sub[g] = integer_scale(part(&target.x, g), part(&target.w, g), d, free[g]);
+            scales.sub[g] = integer_scale(isa, part(&target.x, g), part(&target.w, g), d, free[g]);
         }
         scales
     }
@@ -61,16 +62,16 @@ fn part(values: &[f32; 256], g: usize) -> &[f32; 32] {
 
 /// The best of sixteen integers around `t / d`.
 #[inline(always)]
-fn integer_scale(x: &[f32; 32], w: &[f32; 32], d: f32, t: f32) -> f32 {
+fn integer_scale<I: Isa>(isa: I, x: &[f32; 32], w: &[f32; 32], d: f32, t: f32) -> f32 {
     let middle = code(t * inverse(d), -24.0, 24.0);
     let s = Lanes::IOTA + Lanes::splat(middle - 8.0);
     let scale = s * Lanes::splat(d);
-    let id = inverses(scale);
-    let mut error = Lanes::ZERO;
+    let (id, down) = (inverses(scale).f(isa), (Lanes::ZERO - scale).f(isa));
+    let mut error = isa.splat(0.0);
     for (x, w) in x.iter().zip(w) {
-        let x = Lanes::splat(*x);
-        let e = x - nearest(x * id) * scale;
-        error = error + Lanes::splat(*w) * e * e;
+        let x = isa.splat(*x);
+        let e = isa.fma(nearest(isa, isa.mul(x, id)), down, x);
+        error = isa.fma(isa.mul(isa.splat(*w), e), e, error);
     }
-    s.0[error.argmin()]
+    s.0[Lanes::of(isa, error).argmin()]
 }

@@ -2,8 +2,10 @@
 //!
 //! Knows only elementwise arithmetic, so every instruction set returns the same bits. Plain loops
 //! over a fixed array: inside the entry of [`kizami_kernels::dispatch`] each becomes one or two
-//! vector instructions. (`array::map` and `from_fn` do not: they stay calls.)
+//! vector instructions. (`array::map` and `from_fn` do not: they stay calls.) But where values live on from one
+//! round of a loop to the next and end as single lanes, LLVM tears them to pieces: hot loops use an [`Isa`]'s registers.
 
+use kizami_kernels::isa::Isa;
 use std::ops::{Add, Div, Mul, Sub};
 
 /// Lanes of [`Lanes`].
@@ -32,6 +34,20 @@ elementwise! { Add add +=; Sub sub -=; Mul mul *=; Div div /=; }
 
 impl Lanes {
     pub(crate) const ZERO: Lanes = Lanes([0.0; LANES]);
+
+    /// In a register.
+    #[inline(always)]
+    pub(crate) fn f<I: Isa>(&self, isa: I) -> I::F {
+        isa.load(&self.0)
+    }
+
+    /// Out of a register.
+    #[inline(always)]
+    pub(crate) fn of<I: Isa>(isa: I, x: I::F) -> Lanes {
+        let mut out = Lanes::ZERO;
+        isa.store(x, &mut out.0);
+        out
+    }
 
     #[inline(always)]
     pub(crate) const fn splat(x: f32) -> Lanes {
@@ -111,6 +127,14 @@ pub(crate) fn opaque<T>(value: T) -> T {
 
 /// 1.5 * 2^23: adding it leaves no bits for a fraction.
 const ROUND: f32 = 12_582_912.0;
+
+/// Sixteen values clamped and rounded as [`Lanes::code`] does.
+#[inline(always)]
+pub(crate) fn codes<I: Isa>(isa: I, x: I::F, low: f32, high: f32) -> I::F {
+    let shift = isa.splat(ROUND);
+    let x = isa.least(isa.most(x, isa.splat(low)), isa.splat(high));
+    isa.minus(isa.plus(x, shift), shift)
+}
 
 /// One value clamped and rounded as [`Lanes::code`] does.
 #[inline(always)]

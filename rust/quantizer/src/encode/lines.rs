@@ -5,8 +5,9 @@
 //! neighbouring integers with codes re-chosen, `d` and `dmin` are fitted to what was chosen, and
 //! again.
 
-use super::lanes::{Lanes, code};
+use super::lanes::{Lanes, code, codes};
 use super::target::{Frame, Target, inverse};
+use kizami_kernels::isa::Isa;
 
 /// What tells the formats apart.
 pub(super) struct Shape {
@@ -51,14 +52,15 @@ fn part<const SUB: usize>(values: &[f32; 256], s: usize) -> &[f32; SUB] {
 
 /// The best scales found for `COUNT` sub-blocks of `SUB` weights.
 #[inline(always)]
-pub(super) fn choose_scales<const SUB: usize, const COUNT: usize>(
+pub(super) fn choose_scales<I: Isa, const SUB: usize, const COUNT: usize>(
+    isa: I,
     target: &Target<256>,
     shape: &Shape,
 ) -> Scales<COUNT> {
     let mut free = [Line { slope: 0.0, min: 0.0 }; COUNT];
     let (mut steepest, mut deepest) = (0f32, 0f32);
     for s in 0..COUNT {
-        free[s] = free_line::<SUB>(part(&target.x, s), part(&target.w, s), shape);
+        free[s] = free_line::<I, SUB>(isa, part(&target.x, s), part(&target.w, s), shape);
         steepest = if free[s].slope > steepest { free[s].slope } else { steepest };
         deepest = if free[s].min > deepest { free[s].min } else { deepest };
     }
@@ -68,7 +70,7 @@ pub(super) fn choose_scales<const SUB: usize, const COUNT: usize>(
         let mut guess = free;
         for _ in 0..ROUNDS {
             let scales;
-            (scales, d, dmin) = integer_lines::<SUB, COUNT>(target, d, dmin, &guess, shape);
+            (scales, d, dmin) = integer_lines::<I, SUB, COUNT>(isa, target, d, dmin, &guess, shape);
             guess = scales.line;
             if best.is_none_or(|b| scales.error < b.error) {
                 best = Some(scales);
@@ -80,7 +82,7 @@ pub(super) fn choose_scales<const SUB: usize, const COUNT: usize>(
 
 /// The line of a sub-block's weights if it were free.
 #[inline(always)]
-fn free_line<const SUB: usize>(x: &[f32; SUB], w: &[f32; SUB], shape: &Shape) -> Line {
+fn free_line<I: Isa, const SUB: usize>(isa: I, x: &[f32; SUB], w: &[f32; SUB], shape: &Shape) -> Line {
     let (mut low, mut high) = (0f32, 0f32);
     for &x in x {
         low = if x < low { x } else { low };
@@ -88,7 +90,7 @@ fn free_line<const SUB: usize>(x: &[f32; SUB], w: &[f32; SUB], shape: &Shape) ->
     }
     let levels = Lanes::splat(shape.code * FIRST) + Lanes::IOTA * Lanes::splat(shape.code * STEP);
     let inverse_slope = levels * Lanes::splat(inverse(high - low));
-    let coarse = fit_line(x, w, inverse_slope, Lanes::splat(-low), shape);
+    let coarse = fit_line(isa, x, w, inverse_slope, Lanes::splat(-low), shape);
     // Around it: four slopes times four minimums.
     let (mut tilt, mut shift) = (Lanes::ZERO, Lanes::ZERO);
     for l in 0..16 {
@@ -96,31 +98,33 @@ fn free_line<const SUB: usize>(x: &[f32; SUB], w: &[f32; SUB], shape: &Shape) ->
         shift.0[l] = 0.3 * ((l / 4) as f32 - 1.5);
     }
     let min = Lanes::splat(coarse.min) + shift * Lanes::splat(coarse.slope);
-    fit_line(x, w, tilt * Lanes::splat(inverse(coarse.slope)), min.max(Lanes::ZERO), shape)
+    fit_line(isa, x, w, tilt * Lanes::splat(inverse(coarse.slope)), min.max(Lanes::ZERO), shape)
 }
 
 /// Of sixteen lines, the one whose codes leave the smallest error under their own best line, which
 /// is returned.
 #[inline(always)]
-fn fit_line<const SUB: usize>(
+fn fit_line<I: Isa, const SUB: usize>(
+    isa: I,
     x: &[f32; SUB],
     w: &[f32; SUB],
     inverse_slope: Lanes,
     min: Lanes,
     shape: &Shape,
 ) -> Line {
-    let offset = min * inverse_slope;
-    let (mut q1, mut qq, mut xq) = (Lanes::ZERO, Lanes::ZERO, Lanes::ZERO);
+    let (offset, inverse_slope) = ((min * inverse_slope).f(isa), inverse_slope.f(isa));
+    let (mut q1, mut qq, mut xq) = (isa.splat(0.0), isa.splat(0.0), isa.splat(0.0));
     let (mut w1, mut x1) = (0f32, 0f32);
     for (x, w) in x.iter().zip(w) {
-        let q = (Lanes::splat(*x) * inverse_slope + offset).code(0.0, shape.code);
-        let wq = Lanes::splat(*w) * q;
-        q1 = q1 + wq;
-        qq = qq + wq * q;
-        xq = xq + wq * Lanes::splat(*x);
+        let q = codes(isa, isa.fma(isa.splat(*x), inverse_slope, offset), 0.0, shape.code);
+        let wq = isa.mul(isa.splat(*w), q);
+        q1 = isa.plus(q1, wq);
+        qq = isa.fma(wq, q, qq);
+        xq = isa.fma(wq, isa.splat(*x), xq);
         w1 += *w;
         x1 += *w * *x;
     }
+    let (q1, qq, xq) = (Lanes::of(isa, q1), Lanes::of(isa, qq), Lanes::of(isa, xq));
     let mut best = Line { slope: 0.0, min: 0.0 };
     let mut most = 0f32;
     for l in 0..16 {
@@ -141,7 +145,8 @@ fn fit_line<const SUB: usize>(
 /// The best integers for every sub-block under `d` and `dmin` as stored, and the `d` and `dmin`
 /// that would suit them best.
 #[inline(always)]
-fn integer_lines<const SUB: usize, const COUNT: usize>(
+fn integer_lines<I: Isa, const SUB: usize, const COUNT: usize>(
+    isa: I,
     target: &Target<256>,
     d: f32,
     dmin: f32,
@@ -169,13 +174,15 @@ fn integer_lines<const SUB: usize, const COUNT: usize>(
         for l in 0..16 {
             inverse_slope.0[l] = inverse(slope.0[l]);
         }
-        let mut error = Lanes::ZERO;
+        let mut error = isa.splat(0.0);
+        let (down, deep, inverses) = ((Lanes::ZERO - slope).f(isa), depth.f(isa), inverse_slope.f(isa));
         for (x, w) in x.iter().zip(w) {
-            let x = Lanes::splat(*x);
-            let q = ((x + depth) * inverse_slope).code(0.0, shape.code);
-            let e = x + depth - q * slope;
-            error = error + Lanes::splat(*w) * e * e;
+            let x = isa.plus(isa.splat(*x), deep);
+            let q = codes(isa, isa.mul(x, inverses), 0.0, shape.code);
+            let e = isa.fma(q, down, x);
+            error = isa.fma(isa.mul(isa.splat(*w), e), e, error);
         }
+        let error = Lanes::of(isa, error);
         let best = error.argmin();
         scales.error += error.0[best];
         (scales.scale[s], scales.min[s]) = (scale.0[best], min.0[best]);

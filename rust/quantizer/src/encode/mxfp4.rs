@@ -6,12 +6,13 @@ use super::lanes::Lanes;
 use super::target::{Target, inverse};
 use bytemuck::Zeroable;
 use kizami_kernels::formats::mxfp4::{BlockMxfp4, Mxfp4, scale};
+use kizami_kernels::isa::Isa;
 
 impl Encode<32> for Mxfp4 {
     type Block = BlockMxfp4;
 
     #[inline(always)]
-    fn encode(target: &Target<32>) -> BlockMxfp4 {
+    fn encode<I: Isa>(_: I, target: &Target<32>) -> BlockMxfp4 {
         let mut block = BlockMxfp4::zeroed();
         if target.empty {
             return block;

@@ -6,6 +6,7 @@ use super::lanes::{LANES, Lanes};
 use super::target::{Target, inverse};
 use bytemuck::Zeroable;
 use kizami_kernels::formats::nvfp4::{BlockNvfp4, Nvfp4, SCALES};
+use kizami_kernels::isa::Isa;
 
 /// The largest scale; the byte after it is none.
 const LAST: usize = 0x7e;
@@ -16,7 +17,7 @@ impl Encode<64> for Nvfp4 {
     type Block = BlockNvfp4;
 
     #[inline(always)]
-    fn encode(target: &Target<64>) -> BlockNvfp4 {
+    fn encode<I: Isa>(_: I, target: &Target<64>) -> BlockNvfp4 {
         let mut block = BlockNvfp4::zeroed();
         if target.empty {
             return block;

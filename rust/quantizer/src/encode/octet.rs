@@ -91,6 +91,7 @@ pub(super) mod tests {
     use crate::encode::split::Search;
     use crate::encode::tests::{gaussian, lognormal};
     use kizami_kernels::formats::{iq1_s, iq2_s, iq2_xxs};
+    use kizami_kernels::isa::scalar::Scalar;
 
     /// Some metric and sixteen rows' weights.
     fn problem(seed: u64, scale: f32) -> (Octet, Row) {
@@ -129,7 +130,7 @@ pub(super) mod tests {
         for seed in 40..44 {
             let (octet, row) = problem(seed, scale);
             let mut codes = [S::Code::default(); LANES];
-            let values = S::choose_whole(&octet, &row, &mut codes);
+            let values = S::choose_whole(Scalar, &octet, &row, &mut codes);
             for l in 0..LANES {
                 let of_code = S::values(codes[l]);
                 assert!((0..OCTET).all(|i| of_code[i] == values[i].0[l]));

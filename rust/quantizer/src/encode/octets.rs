@@ -3,20 +3,25 @@
 //! Where seven signs are stored the eighth makes the number of negative weights even, so where the weights disagree
 //! the cheapest sign is given up. The price of that is part of every entry's cost.
 
-use super::codebook::{Book, Found, Groups, flips, half_values, minima, pairs, sums, whole_costs};
+use super::codebook::{Book, Found, Groups, Tables, flips, half_values, minima, squares, sums, whole_costs};
 use super::lanes::{LANES, Lanes, opaque};
 use super::octet::{Octet, Row};
+use super::scalar::Nearest;
 use super::signs::Signed;
 use super::split::{OCTET, Scales, Search};
-use super::steps::{BATCHES, Batch, Steps, choose_scales, scales_of};
+use super::steps::{BATCHES, Batch, Free, Steps, choose_scales, free_scales, scales_of};
 use super::target::Target;
 use kizami_kernels::formats::iq2_xxs::MAGNITUDES;
+use kizami_kernels::isa::Isa;
+use std::marker::PhantomData;
 
-/// Distinct halves: four magnitudes of three levels.
-pub(super) const HALVES: usize = 81;
+/// Room for the distinct halves: four magnitudes of three levels.
+pub(super) const HALVES: usize = 128;
 
-/// Trial scales of a sub-block whose root mean square is one.
+/// Trial scales of a sub-block whose root mean square is one, while any magnitudes will do.
 pub(super) const TRIALS: [f32; 5] = [0.035, 0.042, 0.05, 0.06, 0.073];
+/// What those lead to times these are the scales under which entries are searched to choose scales again.
+const NEAR: [f32; 3] = [0.75, 0.92, 1.12];
 /// The largest sub-scale.
 pub(super) const LAST: f32 = 15.0;
 
@@ -28,8 +33,6 @@ pub(super) struct Octets<const ENTRIES: usize, const PARITY: bool> {
     wx: [Lanes; 8],
     /// 1 where an odd number of weights is negative, else 0.
     odd: Lanes,
-    /// `<q, q>` of the halves.
-    squares: [[Lanes; HALVES]; 2],
 }
 
 impl<const ENTRIES: usize, const PARITY: bool> Octets<ENTRIES, PARITY> {
@@ -43,43 +46,38 @@ impl<const ENTRIES: usize, const PARITY: bool> Octets<ENTRIES, PARITY> {
         let groups = Groups::<8>::new(&target.x[128 * batch..][..128], &target.w[128 * batch..][..128]);
         let mut wx = [Lanes::ZERO; 8];
         let mut odd = Lanes::ZERO;
-        let mut digits = [[Lanes::ZERO; 3]; 8];
         for i in 0..8 {
             wx[i] = groups.w[i] * groups.x[i].abs();
             let negative = groups.x[i].where_less(Lanes::ZERO, Lanes::splat(1.0), Lanes::ZERO);
             odd = (odd - negative) * (odd - negative);
         }
-        for &(i, level) in opaque(&DIGITS) {
-            let q = f32::from(MAGNITUDES[usize::from(level)]);
-            digits[usize::from(i)][usize::from(level)] = groups.w[usize::from(i)] * Lanes::splat(q * q);
-        }
-        let mut batch = Self { book, groups, wx, odd, squares: [[Lanes::ZERO; HALVES]; 2] };
-        half_sums(&digits, 0, &mut batch.squares[0]);
-        half_sums(&digits, 4, &mut batch.squares[1]);
-        batch
+        Self { book, groups, wx, odd }
     }
 
     /// The codes of sixteen groups given their scales: the cheapest entries, signs included.
     #[inline(always)]
-    pub(super) fn choose_codes(&self, t: Lanes) -> Found {
+    pub(super) fn choose_codes<I: Isa>(&self, isa: I, t: Lanes, room: &mut Tables<HALVES>) -> Found {
         let mut costs = [[Lanes::ZERO; 3]; 8];
         let mut prices = [[Lanes::ZERO; 3]; 8];
-        for (i, level) in opaque(&DIGITS).iter().map(|&(i, level)| (usize::from(i), usize::from(level))) {
-            let q = t * Lanes::splat(f32::from(MAGNITUDES[level]));
-            let twice = self.wx[i] * q * Lanes::splat(2.0);
-            costs[i][level] = self.groups.w[i] * q * q - twice;
-            prices[i][level] = self.odd * (twice + twice);
+        let (t, odd) = (t.f(isa), isa.mul(self.odd.f(isa), isa.splat(4.0)));
+        for i in 0..opaque(8) {
+            let (w, wx) = (self.groups.w[i].f(isa), self.wx[i].f(isa));
+            let (twice, price) = (isa.mul(wx, isa.splat(-2.0)), isa.mul(wx, odd));
+            for level in 0..3 {
+                let q = isa.mul(t, isa.splat(f32::from(MAGNITUDES[level])));
+                costs[i][level] = Lanes::of(isa, isa.mul(q, isa.fma(w, q, twice)));
+                prices[i][level] = Lanes::of(isa, isa.mul(price, q));
+            }
         }
-        let mut tables = [[Lanes::ZERO; HALVES]; 4];
-        let [first, second, first_flipped, second_flipped] = &mut tables;
-        half_sums(&costs, 0, first);
-        half_sums(&costs, 4, second);
+        let [first, second, first_flipped, second_flipped] = room;
+        half_sums(isa, &costs, 0, first);
+        half_sums(isa, &costs, 4, second);
         if !PARITY {
-            return self.book.nearest(first, second);
+            return self.book.nearest(isa, first, second);
         }
-        half_flips(first, &prices, 0, first_flipped);
-        half_flips(second, &prices, 4, second_flipped);
-        self.book.nearest_flipped(first, second, first_flipped, second_flipped)
+        half_flips(isa, first, &prices, 0, first_flipped);
+        half_flips(isa, second, &prices, 4, second_flipped);
+        self.book.nearest_flipped(isa, first, second, first_flipped, second_flipped)
     }
 
     /// The eight signs of one group (bits set where minus), an even number of them if they must be.
@@ -97,11 +95,17 @@ impl<const ENTRIES: usize, const PARITY: bool> Octets<ENTRIES, PARITY> {
 }
 
 impl<const ENTRIES: usize, const PARITY: bool> Batch for Octets<ENTRIES, PARITY> {
+    type Room = Tables<HALVES>;
+
     /// The cost of what is found is `t² <q, q> - 2 t <x, q>`.
     #[inline(always)]
-    fn sums(&self, t: Lanes, _: usize) -> (Lanes, Lanes) {
-        let found = self.choose_codes(t);
-        let qq = self.book.sum_at(&found, &self.squares[0], &self.squares[1]);
+    fn sums<I: Isa>(&self, isa: I, t: Lanes, _: usize, room: &mut Tables<HALVES>) -> (Lanes, Lanes) {
+        let found = self.choose_codes(isa, t, room);
+        let mut rows = [[0.0; OCTET]; LANES];
+        for l in 0..opaque(LANES) {
+            rows[l] = bytemuck::cast(self.book.values(&VALUES, &found, l));
+        }
+        let qq = squares(isa, &self.groups, &rows);
         ((t * t * qq - found.cost) / (t + t), qq)
     }
 }
@@ -119,12 +123,34 @@ pub(super) fn octet_scales<
     const ENTRIES: usize,
     const PARITY: bool,
     const STEPS: usize,
+    I: Isa,
 >(
+    isa: I,
     target: &Target<256>,
 ) -> Steps<STEPS> {
-    let batches: [Octets<ENTRIES, PARITY>; BATCHES] =
+    let octets: [Octets<ENTRIES, PARITY>; BATCHES] =
         [Octets::new(F::book(), target, 0), Octets::new(F::book(), target, 1)];
-    choose_scales::<_, STEPS, 1, _>(target, &batches, &TRIALS, LAST, 8.0)
+    let free = [Free::<Three>(&octets[0].groups, PhantomData), Free(&octets[1].groups, PhantomData)];
+    let scales = free_scales::<_, _, STEPS, 1, _>(isa, target, &free, &TRIALS);
+    let mut room = [[Lanes::ZERO; HALVES]; 4];
+    choose_scales(isa, target, &octets, &scales, &NEAR, LAST, 8.0, &mut room)
+}
+
+/// The three magnitudes.
+struct Three;
+
+impl Nearest for Three {
+    #[inline(always)]
+    fn nearest<I: Isa>(isa: I, x: I::F) -> I::F {
+        let level = |i: usize| f32::from(MAGNITUDES[i]);
+        let upper = isa.where_less(
+            x,
+            isa.splat(0.5 * (level(1) + level(2))),
+            isa.splat(level(1)),
+            isa.splat(level(2)),
+        );
+        isa.where_less(x, isa.splat(0.5 * (level(0) + level(1))), isa.splat(level(0)), upper)
+    }
 }
 
 /// An entry and eight signs, bits set where minus.
@@ -135,7 +161,7 @@ pub(super) struct Code {
 }
 
 /// The search in the codebook of `F`.
-pub(super) struct OctetSearch<F, const ENTRIES: usize, const PARITY: bool>(std::marker::PhantomData<F>);
+pub(super) struct OctetSearch<F, const ENTRIES: usize, const PARITY: bool>(PhantomData<F>);
 
 impl<F: Codebook<ENTRIES>, const ENTRIES: usize, const PARITY: bool> Search
     for OctetSearch<F, ENTRIES, PARITY>
@@ -144,10 +170,16 @@ impl<F: Codebook<ENTRIES>, const ENTRIES: usize, const PARITY: bool> Search
     const COARSE: bool = true;
 
     #[inline(always)]
-    fn choose_plain<const N: usize>(target: &Target<N>, scales: &impl Scales, codes: &mut [Code]) {
+    fn choose_plain<I: Isa, const N: usize>(
+        isa: I,
+        target: &Target<N>,
+        scales: &impl Scales,
+        codes: &mut [Code],
+    ) {
+        let mut room = [[Lanes::ZERO; HALVES]; 4];
         for (b, codes) in codes.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
             let batch = Octets::<ENTRIES, PARITY>::new(F::book(), target, b);
-            let found = batch.choose_codes(scales_of(scales, b).0);
+            let found = batch.choose_codes(isa, scales_of(scales, b).0, &mut room);
             for l in 0..opaque(LANES) {
                 let entry = F::book().number(&found, l);
                 codes[l] = Code { entry, signs: batch.signs(l, &F::GRID[usize::from(entry)]) };
@@ -167,14 +199,14 @@ impl<F: Codebook<ENTRIES>, const ENTRIES: usize, const PARITY: bool> Search
 
     /// Magnitudes given signs, exhaustively, and signs given magnitudes, by turns: neither can raise the cost.
     #[inline(always)]
-    fn choose_whole(octet: &Octet, row: &Row, codes: &mut [Code; LANES]) -> [Lanes; OCTET] {
+    fn choose_whole<I: Isa>(isa: I, octet: &Octet, row: &Row, codes: &mut [Code; LANES]) -> [Lanes; OCTET] {
         let mut signed = Signed::new(octet, row);
         let mut entries = [0; LANES];
         for turn in 0..opaque(TURNS) {
             if turn > 0 {
-                signed.flip(PARITY);
+                signed.flip(isa, PARITY);
             }
-            entries = nearest_whole(F::book(), &signed);
+            entries = nearest_whole(isa, F::book(), &signed);
             signed.set(0, F::GRID, &entries);
         }
         for l in 0..LANES {
@@ -191,7 +223,11 @@ static VALUES: [[f32; 4]; HALVES] = half_values(&MAGNITUDES);
 
 /// The best entries for given signs.
 #[inline(always)]
-fn nearest_whole<const ENTRIES: usize>(book: &Book<ENTRIES, HALVES>, signed: &Signed) -> [u16; LANES] {
+fn nearest_whole<I: Isa, const ENTRIES: usize>(
+    isa: I,
+    book: &Book<ENTRIES, HALVES>,
+    signed: &Signed,
+) -> [u16; LANES] {
     let (signs, m) = (&signed.signs, &signed.octet.m);
     let (mut whole, mut z) = ([[[Lanes::ZERO; 4]; 4]; 3], [[Lanes::ZERO; 4]; 2]);
     for i in 0..4 {
@@ -205,37 +241,40 @@ fn nearest_whole<const ENTRIES: usize>(book: &Book<ENTRIES, HALVES>, signed: &Si
     }
     let mut costs = [[Lanes::ZERO; HALVES]; 2];
     for h in 0..opaque(2) {
-        whole_costs::<4, HALVES, 9>(&VALUES, &whole[h], &z[h], &mut costs[h]);
+        whole_costs::<I, 4, HALVES, 9>(isa, &VALUES, &whole[h], &z[h], &mut costs[h]);
     }
-    book.nearest_whole::<4, 9>(&VALUES, &costs[0], &costs[1], &whole[2]).1
+    book.nearest_whole::<I, 4, 9>(isa, &VALUES, &costs[0], &costs[1], &whole[2]).1
 }
-
-static DIGITS: [(u8, u8); 24] = pairs(3);
-static NINE: [(u8, u8); 9] = pairs(3);
-static ALL: [(u8, u8); HALVES] = pairs(9);
 
 /// Sums over every half of four digits, first digit most significant.
 #[inline(always)]
-fn half_sums(digits: &[[Lanes; 3]; 8], at: usize, out: &mut [Lanes; HALVES]) {
+fn half_sums<I: Isa>(isa: I, digits: &[[Lanes; 3]; 8], at: usize, out: &mut [Lanes; HALVES]) {
     let (mut high, mut low) = ([Lanes::ZERO; 9], [Lanes::ZERO; 9]);
-    sums(&NINE, &digits[at], &digits[at + 1], &mut high);
-    sums(&NINE, &digits[at + 2], &digits[at + 3], &mut low);
-    sums(&ALL, &high, &low, out);
+    sums(isa, &digits[at], &digits[at + 1], &mut high);
+    sums(isa, &digits[at + 2], &digits[at + 3], &mut low);
+    sums(isa, &high, &low, out);
 }
 
 /// Costs of every half with its cheapest sign flipped.
 #[inline(always)]
-fn half_flips(plain: &[Lanes; HALVES], prices: &[[Lanes; 3]; 8], at: usize, out: &mut [Lanes; HALVES]) {
+fn half_flips<I: Isa>(
+    isa: I,
+    plain: &[Lanes; HALVES],
+    prices: &[[Lanes; 3]; 8],
+    at: usize,
+    out: &mut [Lanes; HALVES],
+) {
     let (mut high, mut low) = ([Lanes::ZERO; 9], [Lanes::ZERO; 9]);
-    minima(&NINE, &prices[at], &prices[at + 1], &mut high);
-    minima(&NINE, &prices[at + 2], &prices[at + 3], &mut low);
-    flips(&ALL, plain, &high, &low, out);
+    minima(isa, &prices[at], &prices[at + 1], &mut high);
+    minima(isa, &prices[at + 2], &prices[at + 3], &mut low);
+    flips(isa, plain, &high, &low, out);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use kizami_kernels::formats::{iq2_s, iq2_xxs};
+    use kizami_kernels::isa::scalar::Scalar;
 
     static XXS: Book<256, HALVES> = Book::new(&crate::encode::codebook::halves(&iq2_xxs::GRID, &MAGNITUDES));
     static S: Book<1024, HALVES> = Book::new(&crate::encode::codebook::halves(&iq2_s::GRID, &MAGNITUDES));
@@ -267,7 +306,7 @@ mod tests {
         for batch in 0..2 {
             let groups = Octets::<N, PARITY>::new(book, &target, batch);
             for t in [0.005, 0.02, 0.05] {
-                let found = groups.choose_codes(Lanes::splat(t));
+                let found = groups.choose_codes(Scalar, Lanes::splat(t), &mut [[Lanes::ZERO; HALVES]; 4]);
                 for l in 0..LANES {
                     let at = 128 * batch + 8 * l;
                     let (x, w) = (&target.x[at..at + 8], &target.w[at..at + 8]);

@@ -6,12 +6,13 @@ use super::target::Target;
 use super::ternary::unbiased;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::q1_0::{BlockQ1_0, Q1_0};
+use kizami_kernels::isa::Isa;
 
 impl Encode<128> for Q1_0 {
     type Block = BlockQ1_0;
 
     #[inline(always)]
-    fn encode(target: &Target<128>) -> BlockQ1_0 {
+    fn encode<I: Isa>(_: I, target: &Target<128>) -> BlockQ1_0 {
         let mut block = BlockQ1_0::zeroed();
         if target.empty {
             return block;

@@ -5,12 +5,13 @@ use super::target::Target;
 use super::ternary::{choose_code, choose_scale, unbiased};
 use bytemuck::Zeroable;
 use kizami_kernels::formats::q2_0::{BlockQ2_0, Q2_0};
+use kizami_kernels::isa::Isa;
 
 impl Encode<64> for Q2_0 {
     type Block = BlockQ2_0;
 
     #[inline(always)]
-    fn encode(target: &Target<64>) -> BlockQ2_0 {
+    fn encode<I: Isa>(_: I, target: &Target<64>) -> BlockQ2_0 {
         let mut block = BlockQ2_0::zeroed();
         if target.empty {
             return block;

@@ -6,6 +6,7 @@ use super::split::Split;
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::q2_k::{BlockQ2K, Q2K};
+use kizami_kernels::isa::Isa;
 
 const SHAPE: Shape = Shape { code: 3.0, scale: 15.0, tops: [(15.0, 15.0), (12.0, 13.0)] };
 
@@ -15,8 +16,8 @@ impl Split<256> for Q2K {
     type Search = Levels<0, 3>;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<256>) -> Scales<16> {
-        choose_scales::<16, 16>(target, &SHAPE)
+    fn choose_scales<I: Isa>(isa: I, target: &Target<256>) -> Scales<16> {
+        choose_scales::<I, 16, 16>(isa, target, &SHAPE)
     }
 
     #[inline(always)]

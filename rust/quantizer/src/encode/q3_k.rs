@@ -6,6 +6,7 @@ use super::split::Split;
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::q3_k::{BlockQ3K, Q3K};
+use kizami_kernels::isa::Isa;
 
 const SHAPE: Shape = Shape { low: -4.0, high: 3.0, top: 30.0, scales: (-32.0, 31.0) };
 
@@ -15,7 +16,7 @@ impl Split<256> for Q3K {
     type Search = Levels<-4, 3>;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<256>) -> Scaled<16> {
+    fn choose_scales<I: Isa>(_: I, target: &Target<256>) -> Scaled<16> {
         choose_scales(target, &SHAPE)
     }
 

@@ -6,6 +6,7 @@ use super::split::Split;
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::q4_0::{BlockQ4_0, Q4_0};
+use kizami_kernels::isa::Isa;
 
 const LOW: i32 = -8;
 const HIGH: i32 = 7;
@@ -16,7 +17,7 @@ impl Split<32> for Q4_0 {
     type Search = Levels<LOW, HIGH>;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<32>) -> Scaled<1> {
+    fn choose_scales<I: Isa>(_: I, target: &Target<32>) -> Scaled<1> {
         Scaled::single(target, fine_scale(&target.x, &target.w, LOW as f32, HIGH as f32))
     }
 

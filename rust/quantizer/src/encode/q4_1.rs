@@ -6,6 +6,7 @@ use super::split::Split;
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::q4_1::{BlockQ4_1, Q4_1};
+use kizami_kernels::isa::Isa;
 
 const LAST: i32 = 15;
 
@@ -15,7 +16,7 @@ impl Split<32> for Q4_1 {
     type Search = Levels<0, LAST>;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<32>) -> Stored {
+    fn choose_scales<I: Isa>(_: I, target: &Target<32>) -> Stored {
         choose_line(target, LAST as f32)
     }
 

@@ -6,6 +6,7 @@ use super::split::Split;
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::q4_k::{BlockQ4K, Q4K};
+use kizami_kernels::isa::Isa;
 
 const SHAPE: Shape = Shape { code: 15.0, scale: 63.0, tops: [(61.0, 61.0), (53.0, 57.0)] };
 
@@ -15,8 +16,8 @@ impl Split<256> for Q4K {
     type Search = Levels<0, 15>;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<256>) -> Scales<8> {
-        choose_scales::<32, 8>(target, &SHAPE)
+    fn choose_scales<I: Isa>(isa: I, target: &Target<256>) -> Scales<8> {
+        choose_scales::<I, 32, 8>(isa, target, &SHAPE)
     }
 
     #[inline(always)]

@@ -6,6 +6,7 @@ use super::split::Split;
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::q5_0::{BlockQ5_0, Q5_0};
+use kizami_kernels::isa::Isa;
 
 const LOW: i32 = -16;
 const HIGH: i32 = 15;
@@ -16,7 +17,7 @@ impl Split<32> for Q5_0 {
     type Search = Levels<LOW, HIGH>;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<32>) -> Scaled<1> {
+    fn choose_scales<I: Isa>(_: I, target: &Target<32>) -> Scaled<1> {
         Scaled::single(target, fine_scale(&target.x, &target.w, LOW as f32, HIGH as f32))
     }
 

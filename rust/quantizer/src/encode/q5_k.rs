@@ -7,6 +7,7 @@ use super::split::Split;
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::q5_k::{BlockQ5K, Q5K};
+use kizami_kernels::isa::Isa;
 
 const SHAPE: Shape = Shape { code: 31.0, scale: 63.0, tops: [(61.0, 61.0), (53.0, 57.0)] };
 
@@ -16,8 +17,8 @@ impl Split<256> for Q5K {
     type Search = Levels<0, 31>;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<256>) -> Scales<8> {
-        choose_scales::<32, 8>(target, &SHAPE)
+    fn choose_scales<I: Isa>(isa: I, target: &Target<256>) -> Scales<8> {
+        choose_scales::<I, 32, 8>(isa, target, &SHAPE)
     }
 
     #[inline(always)]

@@ -6,6 +6,7 @@ use super::split::Split;
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::q6_k::{BlockQ6K, Q6K};
+use kizami_kernels::isa::Isa;
 
 const SHAPE: Shape = Shape { low: -32.0, high: 31.0, top: 121.0, scales: (-128.0, 127.0) };
 
@@ -15,7 +16,7 @@ impl Split<256> for Q6K {
     type Search = Levels<-32, 31>;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<256>) -> Scaled<16> {
+    fn choose_scales<I: Isa>(_: I, target: &Target<256>) -> Scaled<16> {
         choose_scales(target, &SHAPE)
     }
 

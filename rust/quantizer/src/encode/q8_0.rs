@@ -9,6 +9,7 @@ use super::split::Split;
 use super::target::Target;
 use bytemuck::Zeroable;
 use kizami_kernels::formats::q8_0::{BlockQ8_0, Q8_0};
+use kizami_kernels::isa::Isa;
 
 /// Trial scales, relative to the one that maps the largest weight to 127: the first maps it to
 /// 127.4, which still rounds to 127; beyond the last the coarser step costs more than luck gains.
@@ -21,7 +22,7 @@ impl Split<32> for Q8_0 {
     type Search = Levels<-127, 127>;
 
     #[inline(always)]
-    fn choose_scales(target: &Target<32>) -> Scaled<1> {
+    fn choose_scales<I: Isa>(_: I, target: &Target<32>) -> Scaled<1> {
         Scaled::single(target, choose_scale(target))
     }
 

@@ -5,6 +5,7 @@ use super::lanes::{LANES, Lanes, opaque};
 use super::octet::{Octet, Row};
 use super::signs::Signed;
 use super::split::OCTET;
+use kizami_kernels::isa::Isa;
 
 /// Distinct halves: two magnitudes of eight levels.
 pub(super) const HALVES: usize = 64;
@@ -43,7 +44,8 @@ const TURNS: usize = 2;
 /// Magnitudes of one entry given signs and the other entry, exhaustively, and signs given magnitudes, by turns. The
 /// first entry is first chosen as if the second could make up for anything.
 #[inline(always)]
-pub(super) fn choose_whole<F: Codebook<ENTRIES>, const ENTRIES: usize, const PARITY: bool>(
+pub(super) fn choose_whole<I: Isa, F: Codebook<ENTRIES>, const ENTRIES: usize, const PARITY: bool>(
+    isa: I,
     octet: &Octet,
     row: &Row,
     codes: &mut [Code; LANES],
@@ -52,7 +54,7 @@ pub(super) fn choose_whole<F: Codebook<ENTRIES>, const ENTRIES: usize, const PAR
     let mut entries = [[0; LANES]; 2];
     for turn in 0..opaque(TURNS) {
         if turn > 0 {
-            signed.flip(PARITY);
+            signed.flip(isa, PARITY);
         }
         for half in 0..opaque(2) {
             let alone = turn == 0 && half == 0;
@@ -80,7 +82,7 @@ pub(super) fn choose_whole<F: Codebook<ENTRIES>, const ENTRIES: usize, const PAR
                     m[i][j] = signed.signs[4 * half + i] * signed.signs[4 * half + j] * Lanes::splat(entry);
                 }
             }
-            entries[half] = nearest_whole::<F, ENTRIES>(&m, &z);
+            entries[half] = nearest_whole::<I, F, ENTRIES>(isa, &m, &z);
             signed.set(4 * half, F::GRID, &entries[half]);
         }
     }
@@ -92,7 +94,8 @@ pub(super) fn choose_whole<F: Codebook<ENTRIES>, const ENTRIES: usize, const PAR
 
 /// The best entries for given signs.
 #[inline(always)]
-fn nearest_whole<F: Codebook<ENTRIES>, const ENTRIES: usize>(
+fn nearest_whole<I: Isa, F: Codebook<ENTRIES>, const ENTRIES: usize>(
+    isa: I,
     m: &[[Lanes; 4]; 4],
     z: &[Lanes; 4],
 ) -> [u16; LANES] {
@@ -105,7 +108,7 @@ fn nearest_whole<F: Codebook<ENTRIES>, const ENTRIES: usize>(
         }
     }
     for h in 0..opaque(2) {
-        whole_costs::<2, HALVES, 8>(F::VALUES, &whole[h], &[z[2 * h], z[2 * h + 1]], &mut costs[h]);
+        whole_costs::<I, 2, HALVES, 8>(isa, F::VALUES, &whole[h], &[z[2 * h], z[2 * h + 1]], &mut costs[h]);
     }
-    F::book().nearest_whole::<2, 8>(F::VALUES, &costs[0], &costs[1], &whole[2]).1
+    F::book().nearest_whole::<I, 2, 8>(isa, F::VALUES, &costs[0], &costs[1], &whole[2]).1
 }

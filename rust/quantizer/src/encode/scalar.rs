@@ -1,19 +1,25 @@
 //! One code per weight: an integer, or one of IQ4's levels. The nearest one is right whatever errors cost, given
 //! what earlier weights leave to make up for.
 
-use super::lanes::{LANES, Lanes, code};
+use super::lanes::{LANES, Lanes, code, codes as code_lanes};
 use super::octet::{Octet, Row};
 use super::signed::inverses;
 use super::split::{Line, OCTET, Scales, Search};
 use super::target::{Frame, Target, inverse};
+use kizami_kernels::isa::Isa;
+
+/// Values of which the nearest is taken. (A closure would not be inlined.)
+pub(super) trait Nearest {
+    fn nearest<I: Isa>(isa: I, x: I::F) -> I::F;
+}
 
 /// Integers `LOW..=HIGH`, stored from `LOW` as zero.
 pub(super) struct Levels<const LOW: i32, const HIGH: i32>;
 
-impl<const LOW: i32, const HIGH: i32> Levels<LOW, HIGH> {
+impl<const LOW: i32, const HIGH: i32> Nearest for Levels<LOW, HIGH> {
     #[inline(always)]
-    fn nearest(x: Lanes) -> Lanes {
-        x.code(LOW as f32, HIGH as f32)
+    fn nearest<I: Isa>(isa: I, x: I::F) -> I::F {
+        code_lanes(isa, x, LOW as f32, HIGH as f32)
     }
 }
 
@@ -22,7 +28,12 @@ impl<const LOW: i32, const HIGH: i32> Search for Levels<LOW, HIGH> {
     const COARSE: bool = false;
 
     #[inline(always)]
-    fn choose_plain<const N: usize>(target: &Target<N>, scales: &impl Scales, codes: &mut [[u8; OCTET]]) {
+    fn choose_plain<I: Isa, const N: usize>(
+        _: I,
+        target: &Target<N>,
+        scales: &impl Scales,
+        codes: &mut [[u8; OCTET]],
+    ) {
         for (g, (x, codes)) in target.x.as_chunks::<OCTET>().0.iter().zip(codes).enumerate() {
             let line = scales.line(g);
             let id = inverse(line.scale);
@@ -42,8 +53,13 @@ impl<const LOW: i32, const HIGH: i32> Search for Levels<LOW, HIGH> {
     }
 
     #[inline(always)]
-    fn choose_whole(octet: &Octet, row: &Row, codes: &mut [[u8; OCTET]; LANES]) -> [Lanes; OCTET] {
-        let values = in_order(octet, row, Self::nearest);
+    fn choose_whole<I: Isa>(
+        isa: I,
+        octet: &Octet,
+        row: &Row,
+        codes: &mut [[u8; OCTET]; LANES],
+    ) -> [Lanes; OCTET] {
+        let values = in_order::<I, Self>(isa, octet, row);
         for i in 0..OCTET {
             for l in 0..LANES {
                 codes[l][i] = (values[i].0[l] - LOW as f32) as u8;
@@ -55,16 +71,19 @@ impl<const LOW: i32, const HIGH: i32> Search for Levels<LOW, HIGH> {
 
 /// Rounds eight weights one after the other, each with the errors of those before it on top.
 #[inline(always)]
-pub(super) fn in_order(octet: &Octet, row: &Row, nearest: impl Fn(Lanes) -> Lanes) -> [Lanes; OCTET] {
-    let inverse = inverses(row.scale);
-    let (mut values, mut error) = ([Lanes::ZERO; OCTET], [Lanes::ZERO; OCTET]);
+pub(super) fn in_order<I: Isa, V: Nearest>(isa: I, octet: &Octet, row: &Row) -> [Lanes; OCTET] {
+    let (inverse, scale, start) = (inverses(row.scale).f(isa), row.scale.f(isa), row.start.f(isa));
+    let mut error = [isa.splat(0.0); OCTET];
+    let mut values = [Lanes::ZERO; OCTET];
     for j in 0..OCTET {
-        let mut x = row.w[j] + row.fed[j];
+        let w = row.w[j].f(isa);
+        let mut x = isa.plus(w, row.fed[j].f(isa));
         for i in 0..j {
-            x = x + error[i] * Lanes::splat(octet.u[i][j]);
+            x = isa.fma(error[i], isa.splat(octet.u[i][j]), x);
         }
-        values[j] = nearest((x - row.start) * inverse);
-        error[j] = row.w[j] - (values[j] * row.scale + row.start);
+        let value = V::nearest(isa, isa.mul(isa.minus(x, start), inverse));
+        error[j] = isa.minus(w, isa.fma(value, scale, start));
+        values[j] = Lanes::of(isa, value);
     }
     values
 }

@@ -4,6 +4,7 @@ use super::lanes::{LANES, Lanes};
 use super::octet::{Octet, Row};
 use super::split::OCTET;
 use super::steps::LEAST;
+use kizami_kernels::isa::Isa;
 
 /// Eight columns of sixteen rows in units of their scale, where codes with free signs stand for `value`.
 pub(super) struct Signed<'a> {
@@ -60,35 +61,43 @@ impl<'a> Signed<'a> {
     /// Flips the one sign or the two signs that lower the cost most. Where `parity` asks for an even number of minus
     /// signs, two are flipped, or, where their number is odd, the one that costs least.
     #[inline(always)]
-    pub(super) fn flip(&mut self, parity: bool) {
-        let (q, m) = (self.values(), &self.octet.m);
-        let mut single = [Lanes::ZERO; OCTET];
-        let mut product = Lanes::splat(1.0);
+    pub(super) fn flip<I: Isa>(&mut self, isa: I, parity: bool) {
+        let m = &self.octet.m;
+        let zero = isa.splat(0.0);
+        let (mut q, mut single) = ([zero; OCTET], [zero; OCTET]);
+        let mut product = isa.splat(1.0);
         for i in 0..OCTET {
-            let mut pull = self.z[i];
-            for j in 0..OCTET {
-                pull = pull - q[j] * Lanes::splat(m[i][j]);
-            }
-            let q4 = q[i] * Lanes::splat(4.0);
-            single[i] = q4 * (pull + q[i] * Lanes::splat(m[i][i]));
-            product = product * self.signs[i];
+            q[i] = isa.mul(self.signs[i].f(isa), self.magnitudes[i].f(isa));
+            product = isa.mul(product, self.signs[i].f(isa));
         }
-        let odd = if parity { product } else { Lanes::ZERO };
-        // Nothing is flipped unless it lowers the cost, but where it must be.
-        let mut least = odd.where_less(Lanes::ZERO, Lanes::splat(f32::MAX), Lanes::ZERO);
-        let mut best = Lanes::splat(-1.0);
+        for i in 0..OCTET {
+            let mut pull = self.z[i].f(isa);
+            for j in 0..OCTET {
+                if j != i {
+                    pull = isa.fma(q[j], isa.splat(-m[i][j]), pull);
+                }
+            }
+            single[i] = isa.mul(isa.mul(q[i], isa.splat(4.0)), pull);
+        }
+        // Nothing is flipped unless it lowers the cost, but where it must be: where the number of minus signs is odd.
+        let odd = if parity { product } else { zero };
+        let worst = isa.splat(f32::MAX);
+        let mut least = isa.where_less(odd, zero, worst, zero);
+        let mut best = isa.splat(-1.0);
         for i in 0..OCTET {
             // One sign: not where the parity is right already.
-            let cost = Lanes::ZERO.where_less(odd, Lanes::splat(f32::MAX), single[i]);
-            best = cost.where_less(least, Lanes::splat((OCTET * i + i) as f32), best);
-            least = cost.min(least);
+            let cost = isa.where_less(zero, odd, worst, single[i]);
+            best = isa.where_less(cost, least, isa.splat((OCTET * i + i) as f32), best);
+            least = isa.least(cost, least);
             for j in 0..i {
-                let both = q[i] * q[j] * Lanes::splat(8.0 * m[i][j]) + single[i] + single[j];
-                let cost = odd.where_less(Lanes::ZERO, Lanes::splat(f32::MAX), both);
-                best = cost.where_less(least, Lanes::splat((OCTET * i + j) as f32), best);
-                least = cost.min(least);
+                let both =
+                    isa.fma(isa.mul(q[i], q[j]), isa.splat(8.0 * m[i][j]), isa.plus(single[i], single[j]));
+                let cost = isa.where_less(odd, zero, worst, both);
+                best = isa.where_less(cost, least, isa.splat((OCTET * i + j) as f32), best);
+                least = isa.least(cost, least);
             }
         }
+        let best = Lanes::of(isa, best);
         for l in 0..LANES {
             if best.0[l] >= 0.0 {
                 let (i, j) = (best.0[l] as usize / OCTET, best.0[l] as usize % OCTET);

@@ -10,6 +10,7 @@ use super::octet::{Octet, Row};
 use super::steps::unbiased;
 use super::target::{Frame, Target};
 use bytemuck::{Pod, Zeroable};
+use kizami_kernels::isa::Isa;
 
 /// Weights whose codes are chosen together.
 pub(super) const OCTET: usize = crate::curvature::OCTET;
@@ -39,15 +40,27 @@ pub(super) trait Search {
     type Code: Copy + Default;
     /// Whether the codes shrink weights so much that the scale must make up for it.
     const COARSE: bool;
+    /// How often feedback chooses a block's codes; each time all scales are fitted to them.
+    const ROUNDS: usize = 2;
 
     /// Plain rounding: the codes of a whole block.
-    fn choose_plain<const N: usize>(target: &Target<N>, scales: &impl Scales, codes: &mut [Self::Code]);
+    fn choose_plain<I: Isa, const N: usize>(
+        isa: I,
+        target: &Target<N>,
+        scales: &impl Scales,
+        codes: &mut [Self::Code],
+    );
 
     /// What codes stand for, before scale and start.
     fn values(code: Self::Code) -> [f32; OCTET];
 
     /// The codes of sixteen rows' weights under a whole metric, and what they stand for.
-    fn choose_whole(octet: &Octet, row: &Row, codes: &mut [Self::Code; LANES]) -> [Lanes; OCTET];
+    fn choose_whole<I: Isa>(
+        isa: I,
+        octet: &Octet,
+        row: &Row,
+        codes: &mut [Self::Code; LANES],
+    ) -> [Lanes; OCTET];
 }
 
 /// A format whose halves can be called apart. All functions must be `#[inline(always)]`.
@@ -58,7 +71,7 @@ pub(super) trait Split<const N: usize> {
     type Search: Search;
 
     /// The best scales found for a block that is not all zeros.
-    fn choose_scales(target: &Target<N>) -> Self::Scales;
+    fn choose_scales<I: Isa>(isa: I, target: &Target<N>) -> Self::Scales;
 
     /// The block made of scales and the codes of its `N / 8` groups.
     fn pack(scales: &Self::Scales, codes: &[<Self::Search as Search>::Code]) -> Self::Block;
@@ -68,14 +81,14 @@ impl<F: Split<N>, const N: usize> Encode<N> for F {
     type Block = F::Block;
 
     #[inline(always)]
-    fn encode(target: &Target<N>) -> F::Block {
+    fn encode<I: Isa>(isa: I, target: &Target<N>) -> F::Block {
         if target.empty {
             return F::Block::zeroed();
         }
-        let mut scales = F::choose_scales(target);
+        let mut scales = F::choose_scales(isa, target);
         let mut codes = [Default::default(); MOST_OCTETS];
         let codes = &mut codes[..N / OCTET];
-        F::Search::choose_plain(target, &scales, codes);
+        F::Search::choose_plain(isa, target, &scales, codes);
         if F::Search::COARSE {
             let mut decoded = [0.0; N];
             for (g, code) in codes.iter().enumerate() {

@@ -5,12 +5,13 @@ use super::target::Target;
 use super::ternary::{choose_code, choose_scale, unbiased};
 use bytemuck::Zeroable;
 use kizami_kernels::formats::tq1_0::{BlockTq1_0, Tq1_0};
+use kizami_kernels::isa::Isa;
 
 impl Encode<256> for Tq1_0 {
     type Block = BlockTq1_0;
 
     #[inline(always)]
-    fn encode(target: &Target<256>) -> BlockTq1_0 {
+    fn encode<I: Isa>(_: I, target: &Target<256>) -> BlockTq1_0 {
         let mut block = BlockTq1_0::zeroed();
         if target.empty {
             return block;

@@ -5,12 +5,13 @@ use super::target::Target;
 use super::ternary::{choose_code, choose_scale, unbiased};
 use bytemuck::Zeroable;
 use kizami_kernels::formats::tq2_0::{BlockTq2_0, Tq2_0};
+use kizami_kernels::isa::Isa;
 
 impl Encode<256> for Tq2_0 {
     type Block = BlockTq2_0;
 
     #[inline(always)]
-    fn encode(target: &Target<256>) -> BlockTq2_0 {
+    fn encode<I: Isa>(_: I, target: &Target<256>) -> BlockTq2_0 {
         let mut block = BlockTq2_0::zeroed();
         if target.empty {
             return block;

@@ -8,9 +8,6 @@ use crate::encode::target::{Frame, Target};
 use bytemuck::Zeroable;
 use kizami_kernels::isa::Isa;
 
-/// How often a block's codes are chosen; each time `d` is fitted to them. One round less or three more changed the
-/// loss by up to 5 %, either way.
-const ROUNDS: usize = 2;
 /// Bounds on the factor of a fit; beyond them the fit is of something degenerate.
 const FACTORS: (f32, f32) = (0.5, 2.0);
 
@@ -69,14 +66,14 @@ impl<'a, const N: usize> Block<'a, N> {
         gain: f32,
         mut put: impl FnMut(usize, F::Block),
     ) {
-        let (mut scales, frames) = self.choose_scales::<F>();
+        let (mut scales, frames) = self.choose_scales::<I, F>(isa);
         let mut codes = [[<F::Search as Search>::Code::default(); LANES]; MOST_OCTETS];
         let mut values = [Lanes::ZERO; N];
-        for round in 1..=ROUNDS {
+        for round in 1..=F::Search::ROUNDS {
             let fit = self.choose_codes::<I, F>(isa, &scales, &frames, &mut codes, &mut values);
             for l in 0..self.count {
                 if let Some(scales) = &mut scales[l] {
-                    let factor = fit.factor(l, if round < ROUNDS { 0.0 } else { gain });
+                    let factor = fit.factor(l, if round < F::Search::ROUNDS { 0.0 } else { gain });
                     if factor > FACTORS.0 && factor < FACTORS.1 {
                         scales.refit(&frames[l], factor);
                     }
@@ -101,7 +98,7 @@ impl<'a, const N: usize> Block<'a, N> {
 
     /// The scales of each row by the plain search on its free weights, none where those are zeros, in which frames.
     #[inline(always)]
-    fn choose_scales<F: Split<N>>(&self) -> ([Option<F::Scales>; LANES], [Frame; LANES]) {
+    fn choose_scales<I: Isa, F: Split<N>>(&self, isa: I) -> ([Option<F::Scales>; LANES], [Frame; LANES]) {
         let importance = self.columns.diagonal::<N>(self.at);
         let (mut scales, mut frames) = ([None; LANES], [Frame::of(0.0); LANES]);
         for l in 0..self.count {
@@ -114,7 +111,7 @@ impl<'a, const N: usize> Block<'a, N> {
             let target = Target::new(&weights, Some(&importance));
             frames[l] = target.frame;
             if !target.empty {
-                scales[l] = Some(F::choose_scales(&target));
+                scales[l] = Some(F::choose_scales(isa, &target));
             }
         }
         (scales, frames)
@@ -136,7 +133,7 @@ impl<'a, const N: usize> Block<'a, N> {
             let mut row = self.row(scales, frames, g);
             let above = self.columns.u(here, self.at, self.at + OCTET * g);
             absorb(isa, &mut row.fed, &self.e[..OCTET * g], above);
-            let found = F::Search::choose_whole(octet, &row, &mut codes[g]);
+            let found = F::Search::choose_whole(isa, octet, &row, &mut codes[g]);
             let mut e = [Lanes::ZERO; OCTET];
             for j in 0..OCTET {
                 e[j] = row.w[j] - (found[j] * row.scale + row.start);
