@@ -6,7 +6,8 @@ DIR/exam.jsonl has one exercise a line, ``question`` and ``answer``; FOLDER has 
 ``kizami-RUNG.gguf``. An exercise is asked in the model's own chat template and solved if the greedy answer is
 the expected one to the letter. KLD is that of the tokens of the right answers and of what ends them, against
 the model that the files were made from, by exercise; intervals are of 95 % over exercises, and paired.
-Float activations throughout, so that files are compared and not engines.
+Exercises that DIR/calibration.txt asks, too, are left out. Float activations throughout, so that files are
+compared and not engines.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import kizami
 from kizami.engine import Model
 from kizami.evaluate import log_softmax
+from kizami.quantize import read_text
 from quality import paired
 
 RUNGS = ["IQ1_S", "IQ2_XXS", "IQ3_XXS", "Q4_K_M"]
@@ -38,13 +40,16 @@ class Exercise:
     expected: list[int]
 
 
-def read(model: Model, path: Path) -> list[Exercise]:
-    """The exercises of a file, in the chat template of a model."""
+def read(model: Model, path: Path, seen: str = "") -> list[Exercise]:
+    """The exercises of a file, in the chat template of a model; without those that a text asks in it."""
     tok = model.tokenizer
+    text = "".join(f",{i}" for i in tok.encode(seen)) + ","
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         exercise = json.loads(line)
         prompt = model.prompt_ids(exercise["question"])
+        if "".join(f",{i}" for i in prompt) + "," in text:
+            continue
         end = [] if tok.eos is None else [tok.eos]
         found.append(Exercise(prompt, exercise["answer"], [*tok.encode(exercise["answer"]), *end]))
     return found
@@ -86,10 +91,11 @@ def divergences(expected: list[np.ndarray], found: list[np.ndarray]) -> np.ndarr
 def compare(options: argparse.Namespace) -> list[dict]:
     """One row per rung, printed as it is known; the first is of the model itself."""
     reference = kizami.load(options.model, activations="f32")
-    exercises = read(reference, options.model / "exam.jsonl")[: options.exercises]
+    seen = read_text(options.model / "calibration.txt")
+    exercises = read(reference, options.model / "exam.jsonl", seen)[: options.exercises]
     expected = answers(reference, exercises)
     rows: list[dict] = [{"of": len(exercises), "solved": solved(reference, exercises, expected)}]
-    print(f"of {len(exercises)} exercises the model itself solves {rows[0]['solved']}", flush=True)
+    print(f"{len(exercises)} exercises not in calibration; the model solves {rows[0]['solved']}", flush=True)
     print("| rung | llama.cpp: solved | KLD | kizami: solved | KLD | ratio | paired difference |")
     print("|---|---:|---|---:|---|---:|---|")
     for rung in options.rungs:

@@ -160,6 +160,8 @@ def test_exercises_are_asked_and_scored_where_their_answers_stand(quality_script
     asked = "<｜begin▁of▁sentence｜><｜User｜>5*6<｜Assistant｜>"
     assert exercises[0].prompt == model.tokenizer.encode(asked)
     assert exercises[0].expected == [*model.tokenizer.encode("30"), model.tokenizer.eos]
+    assert exam.read(model, path, f"Text.\n{asked}30") == exercises[1:]
+    assert exam.read(model, path, "5*6 is 30") == exercises
     found = exam.answers(model, exercises)
     assert exam.solved(model, exercises, found) == 1
     # Written out where its tokens are not the likeliest: the same.
