@@ -1,21 +1,22 @@
-"""Our encoders against llama-quantize: same file, same imatrix, same threads, all tensors; and error feedback.
+"""Our encoders against llama-quantize: same file, same imatrix, same threads, all tensors; and error
+feedback.
 
     .venv/bin/python bench/encoders.py MODEL --bf16 MODEL.gguf --imatrix FILE --llama PATH/llama-quantize
     .venv/bin/python bench/encoders.py MODEL ... --types IQ1_S Q4_K --rounds 5 --json out.json
 
-MODEL is the directory that the BF16 file was made of, with calibration.txt for error feedback. Tensors that both
-encode in exactly the type asked for are compared; the embedding, which has no imatrix, stays as it is.
+MODEL is the directory that the BF16 file was made of, with calibration.txt for error feedback. Tensors that
+both encode in exactly the type asked for are compared; the embedding, which has no imatrix, stays as it is.
 
-*Error.* From the bytes of both, over each whole tensor, weighted with its imatrix (per expert): `1 - rho²` and gain,
-means over tensors, and the worst ratio of `1 - rho²` of ours to theirs in any tensor. Under H, the moments of the
-calibration text: `e H eᵀ / w H wᵀ` of a class of tensors.
+*Error.* From the bytes of both, over each whole tensor, weighted with its imatrix (per expert): `1 - rho²`
+and gain, means over tensors, and the worst ratio of `1 - rho²` of ours to theirs in any tensor. Under H,
+the moments of the calibration text: `e H eᵀ / w H wᵀ` of a class of tensors.
 
-*Time* is that of processors, over the number of threads, so that other work on the machine does not count; the JSON has
-elapsed time, too. llama-quantize also reads, writes and builds tables, so from what it takes goes a run of its own
-that copies all tensors but the smallest, which it encodes in the same type: it reads as much and writes more. Of ours,
-`Tensor.encode` is timed, in this process, from the same mapped file; both decode BF16 on the way. Feedback is
-timed with its curvatures at hand; what those take is said once. Rounds go through all types, and runs of all kinds
-within a type take turns; medians over rounds count.
+*Time* is that of processors, over the number of threads, so that other work on the machine does not count;
+the JSON has elapsed time, too. llama-quantize also reads, writes and builds tables, so from what it takes
+goes a run of its own that copies all tensors but the smallest, which it encodes in the same type: it reads
+as much and writes more. Of ours, `Tensor.encode` is timed, in this process, from the same mapped file; both decode BF16
+on the way. Feedback is timed with its curvatures at hand; what those take is said once. Rounds go through all
+types, and runs of all kinds within a type take turns; medians over rounds count.
 """
 
 from __future__ import annotations
@@ -273,7 +274,11 @@ def tables(rows: list[dict]) -> None:
     for row in rows:
         if labels and row["feedback_output"]:
             fed, plain = row["feedback_output"], row["plain_output"]
-            print(f"| {row['type']} |", " | ".join(f"{fed[k] / plain[k]:.2f}" if k in fed else "-" for k in labels), "|")
+            print(
+                f"| {row['type']} |",
+                " | ".join(f"{fed[k] / plain[k]:.2f}" if k in fed else "-" for k in labels),
+                "|",
+            )
 
 
 def main() -> None:
