@@ -14,9 +14,9 @@ the moments of the calibration text: `e H eᵀ / w H wᵀ` of a class of tensors
 *Time* is that of processors, over the number of threads, so that other work on the machine does not count;
 the JSON has elapsed time, too. llama-quantize also reads, writes and builds tables, so from what it takes
 goes a run of its own that copies all tensors but the smallest, which it encodes in the same type: it reads
-as much and writes more. Of ours, `Tensor.encode` is timed, in this process, from the same mapped file; both decode BF16
-on the way. Feedback is timed with its curvatures at hand; what those take is said once. Rounds go through all
-types, and runs of all kinds within a type take turns; medians over rounds count.
+as much and writes more. Of ours, `Tensor.encode` is timed, in this process, from the same mapped file; both
+decode BF16 on the way. Feedback is timed with its curvatures at hand; what those take is said once. Rounds
+go through all types, and runs of all kinds within a type take turns; medians over rounds count.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from kizami import _core, feedback
 from kizami.calibrate import calibration_windows
 from kizami.gguf import GGUF
 from kizami.imatrix import Imatrix
-from kizami.quantize import read_text
+from kizami.recipe import read_text
 
 TYPES = [t["name"] for t in _core.types() if t["quantized"] and t["ggml_id"] is not None]
 WITHOUT_FEEDBACK = {"TQ1_0", "TQ2_0", "Q2_0", "Q1_0", "MXFP4", "NVFP4"}

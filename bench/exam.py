@@ -23,7 +23,7 @@ import numpy as np
 import kizami
 from kizami.engine import Model
 from kizami.evaluate import log_softmax
-from kizami.quantize import read_text
+from kizami.recipe import read_text
 from quality import paired
 
 RUNGS = ["IQ1_S", "IQ2_XXS", "IQ3_XXS", "Q4_K_M"]

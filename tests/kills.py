@@ -163,6 +163,7 @@ def main() -> None:
         kinds = [
             ("--bpw", "4", "--calibration", str(text)),
             ("--type", "Q4_0", "--calibration", str(text)),
+            ("--type", "Q8_0", "--calibration", str(text), "--split-size", "1MB"),
             ("--type", "Q8_0", "--split-size", "1MB"),
             ("--size", "1.3MB", "--split-size", "1MB"),
         ]

@@ -10,6 +10,6 @@ def sums_of(layers):
     observed."""
     found = {}
     for _, moments in layers:
-        for name, stack in moments.stacks.items():
+        for name, stack in getattr(moments, "stacks", {}).items():  # the embedding has none
             found[name] = np.stack([stack.sums(i) for i in range(len(stack))]), stack.tokens
     return found

@@ -266,7 +266,7 @@ def test_nothing_to_go_on_with_starts_at_the_beginning(model, expected, tmp_path
 
 
 @pytest.mark.parametrize(
-    "field", ["type", "split-size", "calibration", "mtime_ns", "size", "inode", "layout"]
+    "field", ["type", "split-size", "mtp", "calibration", "mtime_ns", "size", "inode", "layout"]
 )
 def test_another_recipe_or_input_is_refused_by_name(small, often, tmp_path, field):
     model, out = tmp_path / "model", tmp_path / "out.gguf"
@@ -274,8 +274,9 @@ def test_another_recipe_or_input_is_refused_by_name(small, often, tmp_path, fiel
     options = {"type": "Q4_0", "calibration": model / "calibration.txt"} if field == "calibration" else TYPE
     interrupt(model, out, **options)
     weights = model / "model.safetensors"
-    if field in ("type", "split-size"):
-        options = {"type": "Q4_0"} if field == "type" else {**TYPE, "split_size": 1_000_000}
+    if field in ("type", "split-size", "mtp"):
+        changed = {"type": "Q4_0", "split_size": 1_000_000, "mtp": True}
+        options = {**TYPE, field.replace("-", "_"): changed[field.replace("-", "_")]}
     elif field == "calibration":
         (model / "calibration.txt").write_bytes((model / "calibration.txt").read_bytes() + b"more")
     elif field == "mtime_ns":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import subprocess
 import sys
 
 import numpy as np
@@ -11,13 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kizami as package
+import synthetic
 from commandline import KIZAMI, json_of, kizami, one_error
+from kizami import partial
 from kizami.calibrate import calibration_windows
+from kizami.demo import EMBEDDED
 from kizami.errors import InputOutputError, UsageError
 from kizami.evaluate import score
 from kizami.memory import Cut, cut_to, least
 from kizami.recipe import read_text
 from kizami.spill import Spill
+from kizami.tokenizer import Tokenizer
 from kizami.verify import kept_apart
 
 OPTIONS = {"bpw": 4.0, "ctx": 128}
@@ -52,18 +58,53 @@ def test_what_is_kept_comes_back(tmp_path, on_disk):
         assert not list(tmp_path.iterdir()), "a file that is killed with the process has no name"
 
 
+class Halting:
+    """A file that takes and gives few bytes at a time, as systems may."""
+
+    def __init__(self, file, most):
+        self._file, self._most = file, most
+
+    def seek(self, offset):
+        return self._file.seek(offset)
+
+    def write(self, data):
+        return self._file.write(data[: self._most])
+
+    def readinto(self, buffer):
+        return self._file.readinto(buffer[: self._most])
+
+
+def test_short_writes_and_reads_are_gone_on_with(tmp_path):
+    arrays = [np.random.default_rng(i).normal(size=(30, 7)) for i in range(2)]
+    with Spill(tmp_path) as spill:
+        spill._file = Halting(spill._file, 100)
+        spill.close = spill._file._file.close
+        kept = [spill.keep(array) for array in arrays]
+        for one, array in zip(kept, arrays, strict=True):
+            np.testing.assert_array_equal(one.get(), array)
+
+
 def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    class Full:
+        def seek(self, offset):
+            pass
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def readinto(self, buffer):
+            return 0
+
     with Spill(tmp_path) as spill:
         kept = spill.keep(np.zeros(3))
-
-        class Full:
-            def seek(self, offset):
-                raise OSError(errno.ENOSPC, "No space left on device")
-
         monkeypatch.setattr(kept, "_file", Full())
         with pytest.raises(InputOutputError, match=r"cannot write a temporary file: No space left") as error:
             kept.set(np.ones(3))
-        assert "--max-memory" in error.value.hint
+        assert "--max-memory" in error.value.hint and "--resume" in error.value.hint
+        with pytest.raises(InputOutputError, match="24 bytes are missing"):
+            kept.get()
+    with pytest.raises(InputOutputError, match="cannot make a temporary file"):
+        Spill(tmp_path / "missing")
 
 
 def test_a_limit_changes_no_byte(job, tmp_path, monkeypatch):
@@ -71,12 +112,12 @@ def test_a_limit_changes_no_byte(job, tmp_path, monkeypatch):
     model, options, expected, _ = job
     cuts = []
     monkeypatch.setattr(quantize, "cut_to", lambda *args: cuts.append(cut_to(*args)) or cuts[-1])
-    smallest = least(package.load(model, activations="f32"), (15, 128))
+    smallest = least(package.load(model, activations="f32"), (15, 128), True)
     report = package.quantize(model, tmp_path / "out.gguf", max_memory=smallest * 5 // 4, **options)
     assert (tmp_path / "out.gguf").read_bytes() == expected
     assert report.least_memory is not None
     (cut,) = cuts
-    assert cut.lean and (cut.folder == tmp_path or cut.experts is None)
+    assert cut.lean and cut.windows in (1, 4)
     for cut in (Cut(1, 1, tmp_path, True), Cut(2, 3, tmp_path), Cut(windows=3, lean=True)):
         monkeypatch.setattr(quantize, "cut_to", lambda *args, cut=cut: cut)
         package.quantize(model, tmp_path / "out.gguf", max_memory=1, **options)
@@ -112,7 +153,7 @@ def test_a_limit_that_cannot_be_kept_is_refused_before_any_work(job, tmp_path):
     one_error(result, "max-memory: found 1,000,000 bytes, expected at least")
     assert not list(tmp_path.iterdir())
     with pytest.raises(UsageError, match="max-memory"):
-        cut_to(1, package.load(model, activations="f32"), (15, 128), tmp_path)
+        cut_to(1, package.load(model, activations="f32"), (15, 128), tmp_path, False)
 
 
 def test_every_command_that_reads_a_text_has_a_limit(small, tmp_path):
@@ -164,13 +205,75 @@ def test_it_is_printed(small, tmp_path):
     assert "--max-memory: from" in result.stderr
 
 
+def test_a_text_of_one_window_keeps_none_apart(small, tmp_path):
+    model, _ = small
+    text, out = tmp_path / "short.txt", tmp_path / "out.gguf"
+    text.write_text((model / "calibration.txt").read_text(encoding="utf-8")[:260], encoding="utf-8")
+    words = ["--type", "Q8_0", "--calibration", text, "--ctx", 128]
+    assert "KLD not measured: the text has one window" in kizami("quantize", model, out, *words).stdout
+    metadata = package.GGUF(out).metadata
+    assert np.isnan(metadata["kizami.kld"]) and metadata["kizami.kld.tokens"] == 0
+
+
+@pytest.mark.parametrize(("owner", "name"), [("Part", "seal"), ("os", "replace")])
+@pytest.mark.parametrize("split_size", [None, 1_000_000])
+def test_what_is_verified_survives_the_last_moments(small, tmp_path, owner, name, split_size):
+    """Headers that say the KLD are those of an uninterrupted job, wherever it ended between measuring and
+    names."""
+    model, _ = small
+    options = {"type": "Q8_0", "ctx": 128, "calibration": model / "calibration.txt", "split_size": split_size}
+    (tmp_path / "whole").mkdir()
+    package.quantize(model, tmp_path / "whole" / "out.gguf", **options)
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    where = {"Part": partial.Part, "os": partial.os}[owner]
+    original, calls = getattr(where, name), 0
+    for fails_at in (1, 2):
+        calls = 0
+
+        def fails(*args, at=fails_at):
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise KeyboardInterrupt
+            return original(*args)
+
+        out = tmp_path / f"job{fails_at}" / "out.gguf"
+        out.parent.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(where, name, fails)
+            if split_size is None and fails_at == 2:
+                package.quantize(model, out, **options)  # one file: there is no second call
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    package.quantize(model, out, **options)
+        if fails_at <= calls and not (split_size is None and fails_at == 2):
+            package.quantize(model, out, resume=True, **options)
+        assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == expected
+
+
+def test_a_limit_is_kept(tmp_path):
+    """At the least that it asks for, on a model whose moments would take much more."""
+    config = synthetic.CONFIG | {"hidden_size": 512, "moe_intermediate_size": 512, "n_routed_experts": 256}
+    synthetic.train_tokenizer(tmp_path)
+    vocabulary = Tokenizer.from_file(tmp_path / "tokenizer.json", {}).vocab_size
+    model = synthetic.write_model(tmp_path / "model", config | {"vocab_size": vocabulary})
+    text = tmp_path / "text.txt"
+    text.write_text((EMBEDDED / "eval.txt").read_text(encoding="utf-8")[:4000], encoding="utf-8")
+    words = [model, tmp_path / "out.gguf", "--type", "Q8_0", "--ctx", 128, "--calibration", text, "--json"]
+    found = {}
+    for limit in ("100GB", None):
+        limit = limit or str(found["100GB"]["least_memory"] + (64 << 20))
+        command = [*KIZAMI, "quantize", *map(str, words), "--force", "--max-memory", limit]
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        found[limit] = json.loads(run.stdout)
+    free, bound = found.values()
+    assert bound["peak_rss"] <= int(limit) < free["peak_rss"]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory of mapped files")
 def test_weights_leave_memory(tmp_path):
     """Most of the resident memory of a program that reads a large file would be that file."""
-    import subprocess
-
-    import synthetic
-
     config = synthetic.CONFIG | {"n_routed_experts": 64, "moe_intermediate_size": 1024}
     model = synthetic.write_model(tmp_path / "model", config)
     program = """if True:

@@ -15,7 +15,7 @@ import numpy as np
 from kizami.engine import Model
 from kizami.formats import quantizable
 from kizami.layers import Batch, Segment
-from kizami.moments import Curvatures, Moments
+from kizami.moments import Curvatures
 from kizami.sensitivity import sensitivities
 
 NAME = "token_embd.weight"
@@ -58,12 +58,12 @@ def metric(model: Model, ids: np.ndarray) -> np.ndarray | None:
     return total
 
 
-class Embedded(Moments):
+class Embedded:
     """What stands for moments where the token embedding is rounded: it has no inputs, but readers."""
 
     def __init__(self, metric: np.ndarray | None) -> None:
         """Takes what :func:`metric` finds, ``[cols, cols]``; without any the embedding is rounded plainly."""
-        self._metric, self.stacks = metric, {}
+        self._metric = metric
         self._made: Curvatures | None = None
 
     def entries(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -18,12 +18,12 @@ from kizami.formats import TYPES
 from kizami.gguf import scale_name
 from kizami.imatrix import Imatrix
 from kizami.memory import UNLIMITED, Cut
-from kizami.moments import Moments
+from kizami.moments import Statistics
 from kizami.plan import Plan, PlannedTensor, file_layout, output_metadata, types_of
 
 Progress = Callable[[str, int, int], None]
 # What feedback.layers finds.
-Layers = Iterable[tuple[list[str], Moments]]
+Layers = Iterable[tuple[list[str], Statistics]]
 
 
 class Writer(Protocol):
@@ -108,7 +108,7 @@ def encode(
         raise FormatError("imatrix: found no entry for any tensor of the model, expected one of this model")
     left = {t.name: t for t in plan.tensors if not {t.name, *scales_of(t)} <= set(done)}
 
-    def put(planned: PlannedTensor, moments: Moments | None) -> None:
+    def put(planned: PlannedTensor, moments: Statistics | None) -> None:
         tensor = source[planned.name]
         made = encoded(source, tensor, planned, imatrix, moments)
         writer.write(planned.name, releasing(made, source, cut))
@@ -142,7 +142,7 @@ def encoded(
     tensor: _core.Tensor,
     planned: PlannedTensor,
     imatrix: Imatrix | None,
-    moments: Moments | None,
+    moments: Statistics | None,
 ) -> Iterator[np.ndarray]:
     """The bytes of one tensor in its planned type, piece by piece; with error feedback where there are
     moments of its

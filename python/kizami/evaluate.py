@@ -14,9 +14,7 @@ import numpy as np
 
 from kizami.engine import Model
 from kizami.errors import FormatError, UsageError
-
-# Windows run together: their tokens share each expert's decoded weights.
-TOGETHER = 4
+from kizami.memory import TOGETHER
 
 
 @dataclass(frozen=True)
@@ -91,14 +89,19 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return x
 
 
-def scored_logits(model: Model, ids: np.ndarray) -> Iterator[np.ndarray]:
-    """For each window of ``ids``, the logits that predict its second half:
-    ``[n_ctx - n_ctx // 2 - 1, vocab]``.
+def scored_rows(n_ctx: int) -> slice:
+    """Tokens of a window whose successors are scored: those of its second half but the last, which has none
+    in
+    it, as in llama-perplexity."""
+    return slice(n_ctx // 2, n_ctx - 1)
 
-    The last token of a window has no successor in it, as in llama-perplexity.
-    """
+
+def scored_logits(model: Model, ids: np.ndarray) -> Iterator[np.ndarray]:
+    """For each window of ``ids``, the logits of its :func:`scored_rows`: ``[n_ctx - n_ctx // 2 - 1,
+    vocab]``."""
+    first = scored_rows(ids.shape[1]).start
     for start in range(0, len(ids), TOGETHER):
-        for logits in model.logits_many(list(ids[start : start + TOGETHER]), skip=ids.shape[1] // 2):
+        for logits in model.logits_many(list(ids[start : start + TOGETHER]), skip=first):
             yield logits[:-1]
 
 

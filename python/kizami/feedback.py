@@ -19,16 +19,14 @@ import numpy as np
 from kizami import _core
 from kizami.embedding import NAME, Embedded, metric
 from kizami.engine import Model
-from kizami.memory import UNLIMITED, Cut
-from kizami.moments import Curvatures, Moments
+from kizami.memory import PIECE, UNLIMITED, Cut
+from kizami.moments import Curvatures, Moments, Statistics
 from kizami.spill import Spill
 from kizami.stream import Stream
 
-# Weights of a tensor that are encoded together, at least a block of rows: what is made of them is written
-# and forgotten.
-PIECE = 1 << 24
 # Rows that share scales in FP8 checkpoints are not parted.
 ROWS = 128
+IN_MEMORY = Spill()
 
 
 def pieces(
@@ -87,7 +85,7 @@ def layers(
     moments: bool = True,
     cut: Cut = UNLIMITED,
     progress: Callable[[str, int, int], None] | None = None,
-) -> Iterator[tuple[list[str], Moments]]:
+) -> Iterator[tuple[list[str], Statistics]]:
     """Passes windows through the model one layer at a time: attention, then the rest.
 
     Args:
@@ -136,7 +134,7 @@ def layers(
         stream = Stream(model.decoder, model, ids, cut, spill, passed)
         for (prefix, layer), part in zip(stack, parts, strict=True):
             names = wanted(prefix + "attn")
-            found = observe(names, spill)
+            found = observe(names, IN_MEMORY)
             stream.attend(layer, found.observer)
             found.take()
             cut.release(model.source)
@@ -152,7 +150,7 @@ def layers(
                 if names:
                     yield names, found
         if head:
-            found = observe(head, spill)
+            found = observe(head, IN_MEMORY)
             stream.observe_head(found.observer)
             found.take()
             yield head, found

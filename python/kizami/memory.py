@@ -1,7 +1,7 @@
 """How a pass over a model is cut so that it fits in memory, and what the smallest cut would take.
 
 Knows: shapes, counts of bytes, and where they peak. Does not know: how anything is computed. Counts are
-upper bounds: what is counted together is not always there together.
+estimates that mean to err upwards: what is counted together is not always there together.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from kizami import moments
@@ -25,8 +26,13 @@ TOGETHER = 4
 ENOUGH = 8
 # What the interpreter, libraries and allocators take beyond what is counted.
 SLACK = 128 << 20
-# What a piece of a tensor takes while it is encoded (feedback.PIECE): its new bytes, at most as floats.
-PIECE_BYTES = 4 << 24
+# Weights of a tensor that are encoded together: what is made of them is written and forgotten.
+PIECE = 1 << 24
+# Curvatures of sampled experts, a quarter of their moments each, and the mean of all, that of the layer,
+# the one drawn to it: in moments of one expert.
+BORROWED = 3 + 12 / 4
+# Rows of logits that are compared together (verify.ROWS), and arrays of them in f64.
+LOGITS = 64 * 5
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,12 @@ PARTS = ("attention", "rest", "expert")
 
 @dataclass
 class LayerNeed:
-    """Bytes that one layer takes: of attention, of what else all tokens pass, and for each of its experts.
+    """Bytes that one layer takes: of attention, of what else all tokens pass, and of its experts, for each
+    of them.
 
     Attributes:
-        passing: weights in use, inputs and outputs of the tokens that run together.
+        passing: weights in use, inputs and outputs of the tokens that run together; of an expert its weights.
+        chosen: inputs and outputs of an expert if all tokens chose it.
         moments: sums of what is observed.
         rounding: what making the largest curvature and a piece of a tensor takes besides.
     """
@@ -76,16 +84,19 @@ class LayerNeed:
     passing: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     moments: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     rounding: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    chosen: int = 0
     n_expert: int = 0
 
-    def total(self, cut: Cut) -> int:
-        """At its peak, with a cut of the work."""
+    def total(self, cut: Cut, n_used: int) -> int:
+        """At its peak, with a cut of the work; of ``n_used`` experts that each token chooses."""
         together = self.n_expert if cut.experts is None else min(cut.experts, self.n_expert)
         rest, own = self.moments["rest"], self.moments["expert"]
         waiting = self.n_expert * own if together == self.n_expert else 0
+        experts = together * self.passing["expert"] + min(together, n_used) * self.chosen
         return max(
-            self.moments["attention"] + max(self.passing["attention"], self.rounding["attention"]),
-            rest + self.passing["rest"] + together * (own + self.passing["expert"]),
+            # While its moments are held, the layer before it is verified.
+            self.moments["attention"] + max(*self.passing.values(), experts, self.rounding["attention"]),
+            rest + self.passing["rest"] + together * own + experts,
             rest + waiting + max(self.rounding["rest"], self.rounding["expert"]),
         )
 
@@ -95,76 +106,104 @@ class Need:
     """Bytes that a pass takes at its peak.
 
     Attributes:
-        base: what there is already, and what stays: the process, the imatrix.
+        base: what there is already, and what stays: the process, the imatrix, what probes hold.
         waiting: hidden states of all windows; on disk in a cut with a folder.
-        layers: what each layer takes.
+        layers: what each layer takes, and both ends of the model.
+        n_used: experts that each token chooses.
     """
 
     base: int
     waiting: int
     layers: list[LayerNeed]
+    n_used: int
 
     def total(self, cut: Cut) -> int:
-        """With a cut of the work."""
+        """In memory, with a cut of the work."""
         waiting = self.waiting if cut.folder is None else 0
-        return self.base + waiting + max((layer.total(cut) for layer in self.layers), default=0)
+        return self.base + waiting + max(layer.total(cut, self.n_used) for layer in self.layers)
+
+    def on_disk(self, cut: Cut) -> int:
+        """In files, with a cut of the work."""
+        if cut.folder is None:
+            return 0
+        return self.waiting + max(layer.n_expert * layer.moments["expert"] for layer in self.layers)
 
 
-def need(source: Any, n_used: int, n_ctx: int, n_windows: int, windows: int = TOGETHER) -> Need:
+def need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool) -> Need:
     """What a pass with second moments takes.
 
     Args:
-        source: an open model.
-        n_used: experts that each token uses.
-        n_ctx: tokens of a window.
-        n_windows: of the text.
+        model: a loaded model.
+        ids_shape: ``(n_windows, n_ctx)`` of the text, windows that are kept for verification among them.
         windows: that run together.
+        probed: whether it is a survey that may end in probes.
     """
-    tensors = {name: source[name] for name in source if name.startswith("blk.")}
-    shapes: dict[str, tuple[int, ...]] = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    d = source["token_embd.weight"].shape[1]
-    tokens, imatrix = windows * n_ctx, 0
-    layers: dict[str, LayerNeed] = {}
+    source, n_layer = model.source, len(model.decoder.layers)
+    n_windows, n_ctx = ids_shape
+    tokens, imatrix = min(windows, n_windows) * n_ctx, 0
+    n_vocab, d = source["token_embd.weight"].shape
+    tensors = {f"blk.{i}.": LayerNeed() for i in range(n_layer)}
+    shapes: dict[str, tuple[int, ...]] = {name: tuple(tensor.shape) for name, tensor in source.items()}
     seen = set[str]()
     for name, shape in shapes.items():
-        if len(shape) < 2:
+        layer = tensors.get(".".join(name.split(".")[:2]) + ".")
+        if layer is None or len(shape) < 2:
             continue
-        layer = layers.setdefault(name.split(".")[1], LayerNeed())
-        *stack, rows, cols = [1, 1, *shape][-3:]
-        n_mat, own = stack[0], 8 * cols * cols
+        n_mat, rows, cols = [1, 1, *shape][-3:]
+        own = 8 * cols * cols
         imatrix += 4 * n_mat * cols
-        weights = math.ceil(tensors[name].nbytes / n_mat)
+        weights = math.ceil(source[name].nbytes / n_mat)
         part = "attention" if ".attn" in name else "expert" if "_exps" in name else "rest"
         # A mean in f64, in f32, the matrix that is factored, the factor.
-        layer.rounding[part] = max(layer.rounding[part], int(own * 2.25) + PIECE_BYTES)
+        largest = int(own * (2.25 + (BORROWED if part == "expert" else 0))) + 4 * PIECE
+        layer.rounding[part] = max(layer.rounding[part], largest)
         observed = moments.observed_as(name, shapes)
         if part == "expert":
             layer.n_expert = max(layer.n_expert, n_mat)
-            layer.passing[part] += weights + 8 * tokens * n_used * (rows + cols) // n_mat
+            layer.passing[part] += weights
+            layer.chosen += 8 * tokens * (rows + cols)
         else:
             layer.passing[part] += n_mat * (weights + 4 * tokens * (rows + cols))
         if observed not in seen:
             seen.add(observed)
             by_expert = "_exps" in observed
             layer.moments["expert" if by_expert else part] += own if by_expert else n_mat * own
-    for layer in layers.values():
+    for layer in tensors.values():
         layer.passing["rest"] += 24 * tokens * d
+    # The head's moments, the embedding's metric, the logits that are compared.
+    ends = LayerNeed()
+    ends.moments["rest"] = 8 * d * d
+    ends.rounding["rest"] = max(3 * 8 * d * d + 4 * PIECE, 8 * LOGITS * n_vocab)
+    source.release()  # what is mapped so far does not stay
     base = psutil.Process().memory_info().rss + imatrix + SLACK
-    return Need(base, 8 * n_windows * n_ctx * d, list(layers.values()))
+    base += _probes(model, ids_shape) if probed else 0
+    # Two arrays for each window; twice as many for those that are verified, a sixteenth.
+    waiting = 8 * n_ctx * d * (n_windows + 2 * -(-n_windows // 16))
+    return Need(base, waiting, [*tensors.values(), ends], getattr(model.config, "n_expert_used", 0))
 
 
-def least(model: Any, ids_shape: tuple[int, ...]) -> int:
-    """Bytes of the smallest cut of a pass; arguments as for :func:`cut_to`."""
-    return _needed(model, ids_shape, 1).total(Cut(1, 1, Path(), lean=True))
+def _probes(model: Any, ids_shape: tuple[int, ...]) -> int:
+    """Where a model is small enough to be probed: a rounded copy of it, and logits."""
+    from kizami.probe import windows_apart  # which knows what runs a model, as this file does not
+
+    _, apart = windows_apart(model, np.zeros(ids_shape, np.uint32))
+    if not len(apart):
+        return 0
+    weights = sum(math.prod(tensor.shape) for tensor in model.source.values())
+    return weights // 2 + 4 * apart.size * model.source["token_embd.weight"].shape[0]
 
 
-def cut_to(limit: int | None, model: Any, ids_shape: tuple[int, ...], folder: Path) -> Cut:
+def least(model: Any, ids_shape: tuple[int, ...], probed: bool) -> int:
+    """Bytes of the smallest cut of a pass; arguments as for :func:`need`."""
+    return need(model, ids_shape, 1, probed).total(Cut(1, 1, Path(), lean=True))
+
+
+def cut_to(limit: int | None, model: Any, ids_shape: tuple[int, ...], folder: Path, probed: bool) -> Cut:
     """The fastest cut of a pass within a limit.
 
     Args:
         limit: bytes that the process may take; None for any number.
-        model: a loaded model.
-        ids_shape: ``(n_windows, n_ctx)``.
+        model, ids_shape, probed: as for :func:`need`.
         folder: where files may wait.
 
     Raises:
@@ -175,7 +214,7 @@ def cut_to(limit: int | None, model: Any, ids_shape: tuple[int, ...], folder: Pa
     n_expert = max((layer.feed_forward.experts for layer in model.decoder.layers), default=0)
     found: list[Cut] = []
     for windows in (TOGETHER, 1):
-        needed = _needed(model, ids_shape, windows)
+        needed = need(model, ids_shape, windows, probed)
         for kept in (None, folder):
             if needed.total(whole := Cut(windows, None, kept, lean=True)) <= limit:
                 return whole
@@ -188,12 +227,6 @@ def cut_to(limit: int | None, model: Any, ids_shape: tuple[int, ...], folder: Pa
     if found:
         return max(found, key=lambda cut: cut.experts or 0)
     raise UsageError(
-        f"max-memory: found {limit:,} bytes, expected at least {least(model, ids_shape):,}",
+        f"max-memory: found {limit:,} bytes, expected at least {least(model, ids_shape, probed):,}",
         hint="fewer tokens at a time (--ctx) take less",
     )
-
-
-def _needed(model: Any, ids_shape: tuple[int, ...], windows: int) -> Need:
-    n_windows, n_ctx = ids_shape
-    n_used = getattr(model.config, "n_expert_used", 0)
-    return need(model.source, n_used, n_ctx, n_windows, min(windows, n_windows))

@@ -7,7 +7,7 @@ Does not know how text passes through a model (feedback.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import overload
+from typing import Protocol, overload
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def observed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
 class Curvatures(Sequence[_core.Curvature]):
     """One per matrix of a tensor, or a single one that serves all of them.
 
-    Those of many matrices are made when asked for and not kept: each is half the size of its moments.
+    Those of many matrices are made when asked for and not kept: each is a quarter the size of its moments.
     """
 
     def __init__(self, means: Sequence[np.ndarray] | np.ndarray) -> None:
@@ -98,7 +98,7 @@ class Stack:
         if len(self) > 1:
             # In a fixed order, so that neither parts nor threads show.
             self._total = sums.copy() if self._total is None else np.add(self._total, sums, out=self._total)
-        self._sums[index] = spill.keep(sums)
+        self._sums[index] = spill.keep(sums) if len(self) > 1 else Kept(sums)
 
     def sums(self, index: int) -> np.ndarray:
         """float64 ``[cols, cols]``; not to be changed."""
@@ -138,6 +138,22 @@ class Means(Sequence[np.ndarray]):
         mean += sums
         mean /= tokens + self._shrinkage
         return mean
+
+
+class Statistics(Protocol):
+    """What is known of the inputs of some tensors."""
+
+    def entries(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """These tensors' part of the imatrix, as :class:`kizami.imatrix.Imatrix` has it."""
+        ...
+
+    def curvatures(self, name: str) -> Curvatures | None:
+        """What error feedback goes by; None where there is nothing to go by."""
+        ...
+
+    def tokens(self, name: str) -> np.ndarray:
+        """How many inputs each of a tensor's matrices saw: float64 ``[n_mat]``."""
+        ...
 
 
 class Moments:

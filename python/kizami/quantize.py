@@ -25,7 +25,7 @@ from kizami.engine import from_source
 from kizami.errors import FormatError, UsageError
 from kizami.imatrix import Imatrix
 from kizami.job import Job
-from kizami.memory import UNLIMITED, Cut, cut_to, least
+from kizami.memory import UNLIMITED, Cut, cut_to, least, need
 from kizami.outputs import check_output
 from kizami.plan import Plan, file_layout, output_metadata, types_of
 from kizami.recipe import Request
@@ -53,6 +53,7 @@ class Report:
     predicted_kld: float | None
     kld: float | None
     kld_tokens: int
+    kld_note: str
     seconds: float
     peak_rss: int | None
     least_memory: int | None
@@ -66,6 +67,11 @@ class Report:
 
 def peak_rss() -> int | None:
     """Largest resident memory of this process in bytes; None where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # What getrusage says includes the program that started this one.
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
     if sys.platform == "win32":
         return None
     import resource
@@ -151,6 +157,7 @@ def quantize(
         ctx=ctx,
         rounding=rounding,
         split_size=split_size,
+        mtp=mtp,
     )
     if resume and force:
         raise UsageError("unfinished job: found both resume and force, expected at most one")
@@ -190,6 +197,7 @@ def quantize(
         predicted_kld=made.plan.predicted_kld,
         kld=made.verified.kld,
         kld_tokens=made.verified.tokens,
+        kld_note=made.verified.note,
         seconds=time.perf_counter() - start,
         peak_rss=peak_rss(),
         least_memory=made.least_memory,
@@ -225,22 +233,28 @@ def _run(
     What the first pass over the text finds, a job remembers: the imatrix in a file, the rest as the plan.
     """
     model = cache(lambda: from_source(source, activations="f32"))
-    # To round on, and to verify on.
-    windows = cache(lambda: kept_apart(calibration_windows(model(), request.text or "", request.n_ctx)))
     calibration = request.rounded_on()
     fed = calibration is not None
+    windows = cache(lambda: calibration_windows(model(), request.text or "", request.n_ctx))
+    # To round on, and to verify on.
+    fit = cache(lambda: kept_apart(windows())[0])
     planned = request.fixed(source)
     cut, smallest = UNLIMITED, None
     if request.text is not None:
         # Known before anything is written: a text that is too short, memory that is too small.
-        shape = windows()[0].shape
-        smallest, cut = least(model(), shape), cut_to(max_memory, model(), shape, out.parent)
+        shape = windows().shape
+        probed = fed and planned is None
+        smallest = least(model(), shape, probed)
+        cut = cut_to(max_memory, model(), shape, out.parent, probed)
+        if job is not None:
+            waits = need(model(), shape, cut.windows, probed).on_disk(cut)
+            job.check_space(request.needs(source) + waits)
     elif max_memory is not None:
         cut = Cut(lean=True)
 
     @cache
     def surveyed() -> Survey:
-        return first_pass(model(), windows()[0], request.dataset, progress, cut)
+        return first_pass(model(), fit(), request.dataset, progress, cut)
 
     importance = request.imatrix
     if request.text is not None and not (fed and planned is not None):
@@ -281,9 +295,9 @@ def _run(
         if fed:
             with Spill(cut.folder) as spill:
                 written = Written(planned, job.read)
-                fit, apart = windows()
+                _, apart = kept_apart(windows())
                 verification = Verification(model(), written, apart, cut, spill, job.release)
-                layers = feedback.layers(model(), fit, done=job.done, cut=cut, progress=progress)
+                layers = feedback.layers(model(), fit(), done=job.done, cut=cut, progress=progress)
                 encode(source, planned, job, importance, progress, verification.follow(layers), job.done, cut)
                 verified = Verified(**job.remembered("verified", lambda: asdict(verification.result())))
             job.seal(files(verified))

@@ -87,6 +87,7 @@ class Request:
     n_ctx: int
     rounding: str
     split_size: int | None
+    mtp: bool
 
     @classmethod
     def read(
@@ -104,6 +105,7 @@ class Request:
         ctx: int,
         rounding: str | None,
         split_size: int | None,
+        mtp: bool,
     ) -> Request:
         """Checks that options go together, and reads the files they name.
 
@@ -142,6 +144,7 @@ class Request:
             n_ctx=ctx,
             rounding=rounding or ("plain" if calibration is None else "feedback"),
             split_size=split_size,
+            mtp=mtp,
         )
 
     def recipe(self, source: Any) -> dict[str, Any]:
@@ -168,6 +171,7 @@ class Request:
                 "ctx": self.n_ctx if self.text is not None else None,
                 "rounding": self.rounding,
                 "split-size": self.split_size,
+                "mtp": self.mtp,
             },
             "inputs": {path.name: identity(path) for path in source.paths},
         }

@@ -42,28 +42,31 @@ class KeptOnDisk(Kept):
 
     def get(self) -> np.ndarray:
         array = np.empty(self._shape, self._dtype)
+        left = _bytes(array)
         try:
             self._file.seek(self._offset)
-            read = self._file.readinto(_bytes(array))  # type: ignore[attr-defined]
+            # The system may read less than was asked for, and never 2 GiB at once; so it is with writing.
+            while left.nbytes and (read := self._file.readinto(left)):  # type: ignore[attr-defined]
+                left = left[read:]
         except OSError as error:
             raise self._refused("read back", error) from None
-        if read != array.nbytes:
-            raise InputOutputError(
-                f"{self._folder}: temporary file: found {read:,} of {array.nbytes:,} bytes"
-            )
+        if left.nbytes:
+            raise InputOutputError(f"{self._folder}: temporary file: {left.nbytes:,} bytes are missing")
         return array
 
     def set(self, array: np.ndarray) -> None:
+        left = _bytes(np.ascontiguousarray(array))
         try:
             self._file.seek(self._offset)
-            self._file.write(_bytes(np.ascontiguousarray(array)))
+            while left.nbytes:
+                left = left[self._file.write(left) :]
         except OSError as error:
             raise self._refused("write", error) from None
 
     def _refused(self, what: str, error: OSError) -> InputOutputError:
         return InputOutputError(
             f"{self._folder}: cannot {what} a temporary file: {error.strerror or error}",
-            hint="free some space there, or allow more memory (--max-memory)",
+            hint="free some space there, or allow more memory (--max-memory); `--resume` goes on from here",
         )
 
 

@@ -21,7 +21,7 @@ from kizami.errors import naming
 from kizami.formats import TYPES, candidates, fitting, quantizable
 from kizami.imatrix import Imatrix
 from kizami.memory import UNLIMITED, Cut
-from kizami.moments import Curvatures, Moments
+from kizami.moments import Curvatures, Statistics
 from kizami.probe import probe, windows_apart
 from kizami.sensitivity import sensitivities
 
@@ -75,7 +75,7 @@ def first_pass(
 
 def survey(
     source: Any,
-    layers: Iterable[tuple[list[str], Moments]],
+    layers: Iterable[tuple[list[str], Statistics]],
     imatrix: Imatrix,
     probed: bool = False,
     cut: Cut = UNLIMITED,
@@ -102,7 +102,7 @@ def survey(
     units = sensitivities(names)
     rounded: dict[str, _core.Tensor] = {}
 
-    def measure(name: str, moments: Moments | None) -> None:
+    def measure(name: str, moments: Statistics | None) -> None:
         tensor, types = source[name], candidates(shapes[name])
         curvatures = moments.curvatures(name) if moments and _fed(types) else None
         wanted = fitting(TYPICAL, shapes[name])

@@ -42,7 +42,9 @@ def imatrix(model: str, text: str, out: str, ctx: int, max_memory: int | None, a
     words = read_text(text)
     with output.Progress() as progress:
         loaded = load(model, activations="f32")
-        cut = cut_to(max_memory, loaded, calibration_windows(loaded, words, ctx).shape, Path(out).parent)
+        cut = cut_to(
+            max_memory, loaded, calibration_windows(loaded, words, ctx).shape, Path(out).parent, False
+        )
         made = calibrate(loaded, words, n_ctx=ctx, dataset=Path(text).name, cut=cut, progress=progress)
     made.write(out)
     result = {

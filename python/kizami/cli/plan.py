@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +135,9 @@ def plan(
         with output.Progress() as progress:
             full = from_source(source, activations="f32")
             ids, _ = kept_apart(calibration_windows(full, text, ctx))
-            cut = cut_to(max_memory, full, ids.shape, Path(out or plot or tempfile.gettempdir()).parent)
+            # Beside what is written; not where temporary files are, which may be memory.
+            folder = Path(out or plot or "x").parent
+            cut = cut_to(max_memory, full, ids.shape, folder, True)
             known = vars(first_pass(full, ids, os.path.basename(calibration or ""), progress, cut))
     rules |= known
     if curve is not None:

@@ -169,6 +169,8 @@ def _print(report: Report, source: Mapping[str, Tensor], dry_run: bool) -> None:
     outcome = output.outcome(report.bytes, report.bpw, report.predicted_kld)
     files = f", {len(report.paths)} files" if len(report.paths) > 1 else ""
     output.line(f"{report.path} {'would be' if dry_run else 'is'} {outcome}{files}")
+    if report.kld is None and report.least_memory and not dry_run:
+        output.line(f"KLD not measured: {report.kld_note}")
     if report.kld is not None:
         on = f"{report.kld_tokens:,} tokens of the text that rounding did not see"
         output.line(f"KLD {report.kld:.4g} on {on}")

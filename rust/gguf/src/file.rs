@@ -61,8 +61,9 @@ fn map(file: &std::fs::File) -> std::io::Result<Mmap> {
 #[allow(unsafe_code)]
 fn release(map: &Mmap) {
     #[cfg(unix)]
-    // SAFETY: the map is of a file and read-only, so no page of it has anything that the file has not: what is read after
-    // this is what would have been read before. Where the system refuses, the pages stay, which is no harm.
+    // SAFETY: `map` makes it with `Mmap::map`: shared with the file, and read-only, so no page of it has anything that the
+    // file has not. What is read after this is what would have been read before. Where the system refuses, the pages stay,
+    // which is no harm.
     unsafe {
         let _ = map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed);
     }
