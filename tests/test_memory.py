@@ -208,8 +208,9 @@ def test_it_is_printed(small, tmp_path):
 def test_a_text_of_one_window_keeps_none_apart(small, tmp_path):
     model, _ = small
     text, out = tmp_path / "short.txt", tmp_path / "out.gguf"
-    text.write_text((model / "calibration.txt").read_text(encoding="utf-8")[:260], encoding="utf-8")
-    words = ["--type", "Q8_0", "--calibration", text, "--ctx", 128]
+    ids = package.load(model).tokenizer.encode((model / "calibration.txt").read_text(encoding="utf-8"))
+    text.write_text(package.load(model).tokenizer.decode(ids[:100]), encoding="utf-8")
+    words = ["--type", "Q8_0", "--calibration", text, "--ctx", 64]
     assert "KLD not measured: the text has one window" in kizami("quantize", model, out, *words).stdout
     metadata = package.GGUF(out).metadata
     assert np.isnan(metadata["kizami.kld"]) and metadata["kizami.kld.tokens"] == 0
