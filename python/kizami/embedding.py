@@ -42,7 +42,10 @@ def metric(model: Model, ids: np.ndarray) -> np.ndarray | None:
     source = model.source
     if "output.weight" not in source:
         return None
-    priors = sensitivities(n for n, t in source.items() if quantizable(n, tuple(t.shape)))
+    passed = ("token_embd.", "output", *(f"blk.{i}." for i in range(len(model.decoder.layers))))
+    priors = sensitivities(
+        n for n, t in source.items() if n.startswith(passed) and quantizable(n, tuple(t.shape))
+    )
     norm = source["blk.0.attn_norm.weight"].dequantize().astype(np.float64)
     before, after = _inverse_powers(model, ids[:WINDOWS])
     first = {f"blk.0.{part}.weight" for part in ATTENTION}
