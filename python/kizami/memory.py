@@ -22,6 +22,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # Windows that run together: their tokens share each expert's decoded weights.
 TOGETHER = 4
+# Windows kept for verification, at most, and as a share of the text.
+APART, SHARE = 16, 16
 # Experts of a part that leave what all parts do over again, norm and router, small beside their own work.
 ENOUGH = 8
 # What the interpreter, libraries and allocators take beyond what is counted.
@@ -177,8 +179,8 @@ def need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool) -> 
     source.release()  # what is mapped so far does not stay
     base = psutil.Process().memory_info().rss + imatrix + SLACK
     base += _probes(model, ids_shape) if probed else 0
-    # Two arrays for each window; twice as many for those that are verified, a sixteenth.
-    waiting = 8 * n_ctx * d * (n_windows + 2 * -(-n_windows // 16))
+    # Two arrays for each window; twice as many for those that are verified.
+    waiting = 8 * n_ctx * d * (n_windows + 2 * min(-(-n_windows // SHARE), APART))
     return Need(base, waiting, [*tensors.values(), ends], getattr(model.config, "n_expert_used", 0))
 
 

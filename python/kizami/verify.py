@@ -17,15 +17,13 @@ from kizami.engine import Model
 from kizami.evaluate import log_softmax, scored_rows
 from kizami.gguf import scale_name
 from kizami.layers import Observer
-from kizami.memory import Cut
+from kizami.memory import APART, SHARE, Cut
 from kizami.models import Architecture, build
 from kizami.moments import Statistics
 from kizami.plan import Plan
 from kizami.spill import Spill
 from kizami.stream import Stream
 
-# Windows kept from rounding, at most, and as a share of the text.
-WINDOWS, SHARE = 16, 16
 # Rows of logits that are compared together.
 ROWS = 64
 
@@ -47,7 +45,7 @@ UNVERIFIED = Verified(note="weights are rounded without error feedback")
 def kept_apart(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Windows to round on and windows to verify on, ``[n_windows, n_ctx]`` each, the latter spread over the
     text."""
-    count = min(-(-len(ids) // SHARE), WINDOWS)
+    count = min(-(-len(ids) // SHARE), APART)
     if len(ids) < 2:
         return ids, ids[:0]
     apart = np.unique(np.linspace(0, len(ids) - 1, count + 2).round().astype(int)[1:-1])
