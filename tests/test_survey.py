@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -196,9 +197,10 @@ def test_every_tensor_has_a_sensitivity(model, ids, surveyed):
     assert all(np.isfinite(value) and value > 0 for value in values.values())
     groups = {(name.split(".")[1] if name.startswith("blk.") else name, class_of(name)) for name in values}
     assert seen == [("probe", i + 1, len(groups)) for i in range(len(groups))]
-    # Gate and up of a layer are probed together; what is left between them is that of their priors.
-    gate, up = (values[f"blk.3.ffn_{part}_exps.weight"] for part in ("gate", "up"))
-    assert gate == pytest.approx(up, rel=0.1)
+    # Gate and up of a layer are probed together: between them is a part of what is between their priors.
+    gate, up = (f"blk.3.ffn_{part}_exps.weight" for part in ("gate", "up"))
+    left, whole = math.log(values[gate] / values[up]), math.log(priors[gate] / priors[up])
+    assert whole != 0 and -0.01 < left / whole < 0.9
     assert values["blk.3.attn_v_b.weight"] != values["blk.4.attn_v_b.weight"]
     # What all of it in the coarse type is predicted to cost is not far from what classes tell.
     costs = [
