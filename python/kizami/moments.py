@@ -199,7 +199,10 @@ class Moments:
         """What error feedback makes of a tensor's mean ``x xᵀ``; None where nothing was seen."""
         observed = observed_as(name, self._shapes)
         if observed not in self._curvatures:
-            means = self._means(observed)
+            means = self.means(name)
+            # Experts borrow from what the router takes in: that stays.
+            if means is not None and len(means) == 1 and "ffn_gate_inp" not in observed:
+                del self.stacks[observed]
             self._curvatures[observed] = None if means is None else Curvatures(means)
         return self._curvatures[observed]
 
@@ -207,17 +210,18 @@ class Moments:
         """How many inputs each of a tensor's matrices saw: float64 ``[n_mat]``."""
         return self.entries()[name][1].astype(np.float64)
 
-    def _means(self, name: str) -> Sequence[np.ndarray] | None:
-        """Experts' own means are shrunk: for gates to that of what the router takes in, for down to that of
-        all
-        experts."""
+    def means(self, name: str) -> Sequence[np.ndarray] | None:
+        """Mean ``x xᵀ``, float64 ``[cols, cols]``, of each of a tensor's matrices, or one that serves all.
+
+        Experts' own means are shrunk: for gates to that of what the router takes in, for down to that of all
+        experts. None where nothing was seen, or the sums have gone into a curvature.
+        """
+        name = observed_as(name, self._shapes)
         stack = self.stacks.get(name)
         if stack is None:
             return None
         part = name.removesuffix(".weight").rpartition(".")[2]
         if len(stack) == 1:
-            if part != "ffn_gate_inp":  # which experts borrow from
-                del self.stacks[name]
             return [stack.mean()]
         if part not in SHRINKAGE:
             return Means(stack, None, 0.0)
