@@ -186,3 +186,93 @@ def test_rows_of_rounding_say_which_is_better(quality_scripts):
     named = {"type": "Q4_K", "text": "eval.txt", "seconds": [1.0, 2.0]}
     for cells in (row, rounding.figures(plain, fed)):
         assert rounding.line(named | cells).count("|") == 12
+
+
+# -- what error feedback lives from --------------------------------------------------------------------
+
+
+@pytest.fixture
+def inputs(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import inputs
+
+    return inputs
+
+
+def moments_of(cols: int) -> np.ndarray:
+    """Mean `x xᵀ` of inputs of which most are sums of a few, in columns of unlike size."""
+    rng = np.random.default_rng(cols)
+    x = rng.normal(size=(512, 12)) @ rng.normal(size=(12, cols)) + rng.normal(size=(512, cols)) / 4
+    x *= np.geomspace(0.2, 5, cols)
+    return x.T @ x / len(x)
+
+
+def test_pivots_are_those_of_elimination_from_the_last_column(inputs):
+    h = inputs.damped(moments_of(32))
+    left, expected = h.copy(), np.zeros(32)
+    for j in reversed(range(32)):
+        expected[j] = left[j, j]
+        left -= np.outer(left[:, j], left[j]) / left[j, j]
+    assert inputs.pivots(h) == pytest.approx(expected, rel=1e-6)
+    assert np.log(expected).sum() == pytest.approx(np.linalg.slogdet(h)[1])
+
+
+def test_spectra_and_spreads_of_known_inputs(inputs):
+    flat = np.eye(100)
+    assert inputs.spread(flat) == {"largest": 1, "p99": 1, "p1": 1}
+    assert inputs.spectrum(flat) == {"n90": 90, "n99": 99, "rank": pytest.approx(100)}
+    assert inputs.room(flat) == pytest.approx({"mean": 1, "geometric": 1, "correlation": 1})
+    # One direction holds all: what is left of any noise is damping, but in the column that goes last.
+    one = np.ones((100, 100))
+    assert inputs.spectrum(one) == {"n90": 1, "n99": 1, "rank": pytest.approx(1)}
+    assert inputs.room(one)["mean"] == pytest.approx(0.01 + 0.01, rel=0.2)
+    # Unlike columns without correlation are worth nothing to feedback.
+    unlike = inputs.room(np.diag(np.geomspace(1, 100, 100)))
+    assert unlike["mean"] == pytest.approx(1) == unlike["correlation"]
+    assert unlike["geometric"] < 0.5
+    unused = np.diag(np.r_[np.zeros(10), np.ones(90)])
+    assert inputs.short(inputs.spread(unused)["p1"]) is None
+
+
+def test_gains_and_errors_are_the_encoders(inputs):
+    mean = moments_of(256)
+    curvature = _core.Curvature(mean, inputs.DAMPING)
+    values = np.random.default_rng(7).normal(size=(2, 16, 256)).astype(np.float32)
+    tensor = _core.Tensor("F32", values.shape, [values.reshape(-1).view(np.uint8)])
+    importance = np.tile(np.diagonal(mean), (2, 1)).astype(np.float32)
+    rounding = inputs.Rounding(tensor, importance, ["IQ2_XXS"])
+    for index in range(2):
+        rounding.add(index, mean)
+    found = rounding.figures()
+    parts = [tensor.at(index) for index in range(2)]
+    power = sum(part.output_power(curvature) for part in parts)
+    error = sum(part.output_error("IQ2_XXS", curvature) for part in parts)
+    assert rounding.power == pytest.approx(power, rel=1e-4)
+    assert found["IQ2_XXS fed error"] == pytest.approx(error / power, rel=1e-3)
+    assert found["IQ2_XXS fed error"] < 0.7 * found["IQ2_XXS plain error"]
+    assert found["IQ2_XXS fed gain"] == pytest.approx(1, abs=0.1)
+
+
+def test_inputs_of_the_embedded_model(inputs, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "inputs.json"
+    few = ["--ctx", "128", "--calibration-tokens", "512", "--types", "Q4_K", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", ["inputs.py", *few])
+    inputs.main()
+    found = json.loads(out.read_text())
+    assert found["model"] == "tiny-deepseek" and found["tokens"] == 512
+    rows = {(row["class"], row["columns"]): row for row in found["classes"]}
+    assert len(rows) == 12 and rows["output", 256]["tensors"] == 1
+    least, median, most = rows["down", 256]["tokens"]
+    assert 0 <= least <= median <= most <= 512
+    for (_, cols), row in rows.items():
+        assert 1 <= row["n90"] <= row["n99"] <= cols
+        assert row["geometric"] <= row["mean"] <= 1 and row["geometric"] <= row["correlation"]
+        # Rows of 64 do not divide into blocks.
+        assert ("Q4_K fed error" in row) == (cols >= 256)
+        assert cols < 256 or row["Q4_K fed error"] < row["Q4_K plain error"]
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("| class |") for line in lines) == 3
+    assert sum(line.startswith("| k_b, v_b |") for line in lines) == 5
+    monkeypatch.setattr(sys, "argv", ["inputs.py", "--model", str(tmp_path / "missing")])
+    with pytest.raises(SystemExit, match="error: .*missing"):
+        inputs.main()
