@@ -21,6 +21,11 @@ def kizami(*args, stdin=None, code=0):
     return result
 
 
+def names(folder):
+    """What is in a folder when a command has ended."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def json_of(result):
     """The one object on stdout."""
     assert result.stdout.count("\n") == 1

@@ -4,8 +4,8 @@
 
 As a program it makes a small model and kills its quantization at random points: half of them at a random
 time, half at a random one of the operations that touch the disk (a write, perhaps half done; bringing to
-disk; a rename; a removal). A job is killed up to three times before it may end. `test_job.py` does the same
-at a few points.
+disk; a rename; a removal). A job is killed up to three times before it may end. `test_resume.py` does the
+same at a few points.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import kizami as package
 import synthetic
+import synthetic_qwen2
 from commandline import KIZAMI, json_of, kizami, one_error
 from kizami import partial
 from kizami.calibrate import calibration_windows
@@ -123,6 +125,45 @@ def test_a_limit_changes_no_byte(job, tmp_path, monkeypatch):
         package.quantize(model, tmp_path / "out.gguf", max_memory=1, **options)
         assert (tmp_path / "out.gguf").read_bytes() == expected
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+
+
+@pytest.fixture(scope="module")
+def file(small, tmp_path_factory):
+    """The model as a GGUF, in a type of blocks."""
+    path = tmp_path_factory.mktemp("file") / "q8_0.gguf"
+    package.quantize(small[0], path, type="Q8_0")
+    return path
+
+
+def qwen2(path, file, tied, vocab=None):
+    """A dense model with the tokenizer of a file, and rows that all types divide."""
+    shape = synthetic_qwen2.Shape(n_layer=2, n_embd=256, n_ff=512, n_head=4, n_head_kv=2)
+    vocab = vocab or package.GGUF(file)["token_embd.weight"].shape[0]
+    return synthetic_qwen2.write(path, shape, synthetic_qwen2.weights(shape, vocab, tied), file)
+
+
+@pytest.mark.parametrize("kind", ["file", "dense", "tied"])
+def test_a_limit_changes_no_byte_of_other_models(job, file, tmp_path, monkeypatch, kind):
+    """Of a GGUF, of a model without experts, and of one whose embedding is the head, too."""
+    _, options, _, _ = job
+    source = file if kind == "file" else qwen2(tmp_path / "qwen2.gguf", file, kind == "tied")
+    folder = tmp_path / "job"
+    folder.mkdir()
+    out = folder / "out.gguf"
+    with pytest.raises(UsageError, match="max-memory: found 1 bytes, expected at least"):
+        package.quantize(source, out, max_memory=1, **options)
+    assert not list(folder.iterdir())
+    report = package.quantize(source, out, **options)
+    expected, smallest = out.read_bytes(), report.least_memory * 5 // 4
+    assert report.kld > 0 and ("output.weight" in package.GGUF(out)) == (kind != "tied")
+    assert {t["type"] for t in report.tensors} - {"F32", "BF16", "Q8_0"}, "something is rounded"
+    assert package.quantize(source, out, max_memory=smallest, **options).kld == report.kld
+    assert out.read_bytes() == expected
+    for cut in (Cut(1, 1, tmp_path, True), Cut(2, 3, tmp_path)):
+        monkeypatch.setattr(quantize, "cut_to", lambda *args, cut=cut: cut)
+        package.quantize(source, out, max_memory=1, **options)
+        assert out.read_bytes() == expected
+    assert [path.name for path in folder.iterdir()] == ["out.gguf"]
 
 
 def test_large_tensors_are_encoded_in_pieces(job, tmp_path, monkeypatch):
@@ -272,11 +313,32 @@ def test_a_limit_is_kept(tmp_path):
     assert bound["peak_rss"] <= int(limit) < free["peak_rss"]
 
 
+def test_a_limit_is_kept_with_a_large_vocabulary(small, file, tmp_path):
+    """Where most of what a job takes are logits of probes, and an embedding that is the head, too."""
+    model = qwen2(tmp_path / "tied.gguf", file, tied=True, vocab=50_000)
+    words = [model, tmp_path / "out.gguf", "--bpw", "4", "--calibration", small[0] / "calibration.txt"]
+
+    def run(limit):
+        command = [*KIZAMI, "quantize", *map(str, words), "--json", "--max-memory", limit]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    asked = re.search(r"at least ([\d,]+)", run("1MB").stderr)
+    limit = int(asked[1].replace(",", "")) + (16 << 20)
+    found = run(str(limit))
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["peak_rss"] <= limit
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory of mapped files")
-def test_weights_leave_memory(tmp_path):
+@pytest.mark.parametrize("kind", ["checkpoint", "file"])
+def test_weights_leave_memory(tmp_path, kind):
     """Most of the resident memory of a program that reads a large file would be that file."""
     config = synthetic.CONFIG | {"n_routed_experts": 64, "moe_intermediate_size": 1024}
     model = synthetic.write_model(tmp_path / "model", config)
+    weights = model / "model.safetensors"
+    if kind == "file":
+        model = weights = tmp_path / "q8_0.gguf"
+        package.quantize(tmp_path / "model", model, type="Q8_0")
     program = """if True:
     import psutil, kizami
     from kizami.checkpoint import open_source
@@ -295,5 +357,4 @@ def test_weights_leave_memory(tmp_path):
     code = program % str(model)
     found = subprocess.run([KIZAMI[0], "-c", code], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    size = (model / "model.safetensors").stat().st_size
-    assert int(found.stdout) > size // 2
+    assert int(found.stdout) > weights.stat().st_size // 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from kizami.gguf import scale_name
 from kizami.layers import Segment
 from kizami.models import build
 from kizami.tokenizer import Tokenizer
+from kizami.verify import Verification
 
 # Rows of every matrix divide into blocks of 64.
 SHAPE = {"q_lora_rank": 128, "qk_nope_head_dim": 64, "v_head_dim": 64}
@@ -149,6 +151,35 @@ def test_what_keeps_its_type_keeps_its_scale(scaled, tmp_path):
         np.testing.assert_array_equal(found[name].bytes(), expected[name].bytes())
         if expected[name].scale is not None:
             same_bits(found[name].scale, expected[name].scale)
+
+
+@pytest.mark.parametrize("options", [{}, {"pins": {"attn_.*|ffn_down.*": "Q8_0"}, "split_size": 1_000_000}])
+def test_verification_reads_scales_beside_what_is_written(scaled, tmp_path, monkeypatch, options):
+    """While the job runs, every tensor is the one of the finished file; where all stay, nothing is lost."""
+    text, seen = tmp_path / "text.txt", {}
+    text.write_text((EMBEDDED / "calibration.txt").read_text(encoding="utf-8")[:2000], encoding="utf-8")
+
+    class Watched(Verification):
+        def result(self):
+            for name, tensor in self._written.items():
+                scale = None if tensor.scale is None else np.array(tensor.scale)
+                seen[name] = tensor.type, tensor.dequantize(), scale
+            return super().result()
+
+    monkeypatch.setattr(sys.modules["kizami.quantize"], "Verification", Watched)
+    out = tmp_path / "out.gguf"
+    report = kizami.quantize(scaled, out, type="NVFP4", calibration=text, ctx=64, **options)
+    file = kizami.GGUF(report.path)
+    assert seen.keys() == set(file)
+    for name, (kind, values, scale) in seen.items():
+        assert kind == file[name].type and (scale is None) == (file[name].scale is None) == (kind != "NVFP4")
+        same_bits(values, file[name].dequantize())
+        if scale is not None:
+            same_bits(scale, file[name].scale)
+    kinds = {kind for kind, *_ in seen.values()}
+    assert kinds == {"F32", "NVFP4"} | ({"Q8_0"} if options else set())
+    assert max(scale.size for _, _, scale in seen.values() if scale is not None) == 4, "one for each expert"
+    assert 0 < report.kld < 0.1 if options else report.kld == 0
 
 
 def test_other_types_take_the_scale_in(scaled, folded, tmp_path):

@@ -17,6 +17,7 @@ import psutil
 
 from kizami import moments
 from kizami.errors import UsageError
+from kizami.formats import nbytes
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -33,8 +34,10 @@ PIECE = 1 << 24
 # Curvatures of sampled experts, a quarter of their moments each, and the mean of all, that of the layer,
 # the one drawn to it: in moments of one expert.
 BORROWED = 3 + 12 / 4
-# Rows of logits that are compared together (verify.ROWS), and arrays of them in f64.
-LOGITS = 64 * 5
+# Rows of logits that are compared together, and arrays of them in f64: of both models, and on the way to
+# their divergence.
+ROWS = 64
+LOGITS = ROWS * 6
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Need:
 
     Attributes:
         base: what there is already, and what stays: the process, the imatrix, what probes hold.
-        waiting: hidden states of all windows; on disk in a cut with a folder.
+        waiting: hidden states of all windows, and logits of probes; on disk in a cut with a folder.
         layers: what each layer takes, and both ends of the model.
         n_used: experts that each token chooses.
     """
@@ -172,27 +175,31 @@ def need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool) -> 
             layer.moments["expert" if by_expert else part] += own if by_expert else n_mat * own
     for layer in tensors.values():
         layer.passing["rest"] += 24 * tokens * d
-    # The head's moments, the embedding's metric, the logits that are compared.
+    # The head's moments, the embedding's metric; two heads, and the logits that are compared.
     ends = LayerNeed()
     ends.moments["rest"] = 8 * d * d
-    ends.rounding["rest"] = max(3 * 8 * d * d + 4 * PIECE, 8 * LOGITS * n_vocab)
+    ends.rounding["rest"] = 3 * 8 * d * d + 4 * PIECE
+    head = source["output.weight" if "output.weight" in source else "token_embd.weight"]
+    ends.passing["rest"] = 2 * head.nbytes + 8 * LOGITS * n_vocab
     source.release()  # what is mapped so far does not stay
-    base = psutil.Process().memory_info().rss + imatrix + SLACK
-    base += _probes(model, ids_shape) if probed else 0
+    held, logits = _probes(model, ids_shape) if probed else (0, 0)
+    base = psutil.Process().memory_info().rss + imatrix + SLACK + held
     # Two arrays for each window; twice as many for those that are verified.
-    waiting = 8 * n_ctx * d * (n_windows + 2 * min(-(-n_windows // SHARE), APART))
+    waiting = 8 * n_ctx * d * (n_windows + 2 * min(-(-n_windows // SHARE), APART)) + logits
     return Need(base, waiting, [*tensors.values(), ends], getattr(model.config, "n_expert_used", 0))
 
 
-def _probes(model: Any, ids_shape: tuple[int, ...]) -> int:
-    """Where a model is small enough to be probed: a rounded copy of it, and logits."""
-    from kizami.probe import windows_apart  # which knows what runs a model, as this file does not
+def _probes(model: Any, ids_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Where a model is small enough to be probed: a rounded copy of it, and its own logits."""
+    from kizami.probe import windows_apart  # these know what runs a model, as this file does not
+    from kizami.survey import probed_as
 
     _, apart = windows_apart(model, np.zeros(ids_shape, np.uint32))
     if not len(apart):
-        return 0
-    weights = sum(math.prod(tensor.shape) for tensor in model.source.values())
-    return weights // 2 + 4 * apart.size * model.source["token_embd.weight"].shape[0]
+        return 0, 0
+    types = {name: probed_as(name, tensor) for name, tensor in model.source.items()}
+    copy = sum(nbytes(of, tuple(model.source[name].shape)) or 0 for name, of in types.items() if of)
+    return copy, 2 * apart.size * model.source["token_embd.weight"].shape[0]
 
 
 def least(model: Any, ids_shape: tuple[int, ...], probed: bool) -> int:

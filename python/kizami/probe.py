@@ -18,8 +18,11 @@ from kizami import _core
 from kizami.distortion import Distortions
 from kizami.engine import Model, from_source
 from kizami.errors import FormatError
-from kizami.evaluate import log_softmax, scored_logits
+from kizami.evaluate import log_softmax
+from kizami.memory import UNLIMITED, Cut
 from kizami.sensitivity import class_of
+from kizami.spill import Spill
+from kizami.stream import Stream
 
 # Windows of the calibration text that a probe runs on, at most.
 WINDOWS = 16
@@ -75,6 +78,7 @@ def probe(
     distortions: Distortions,
     priors: Mapping[str, float],
     progress: Callable[[str, int, int], None] | None = None,
+    cut: Cut = UNLIMITED,
 ) -> dict[str, float]:
     """Sensitivities of a model's tensors: predicted KLD per unit of relative output error.
 
@@ -85,6 +89,7 @@ def probe(
         distortions: the relative output error of that, among others.
         priors: sensitivities expected of them, by tensor.
         progress: called with (stage, probes done, in total).
+        cut: how the work is cut to fit in memory.
 
     Returns:
         By tensor, drawn to the priors, the more the less certain they are; nothing without windows. To three
@@ -97,22 +102,34 @@ def probe(
         return {}
     errors = {name: distortions.errors[name][tensor.type] for name, tensor in rounded.items()}
     groups = _groups(errors)
-    reference = list(scored_logits(model, ids))
     found: dict[str, float] = {}
-    for done, names in enumerate(groups.values(), 1):
-        probed = from_source(
-            Replaced(model.source, {name: rounded[name] for name in names}), activations="f32"
-        )
-        windows = []
-        for expected, logits in zip(reference, scored_logits(probed, ids), strict=True):
-            p, q = log_softmax(expected), log_softmax(logits)
-            windows.append(float((np.exp(p) * (p - q)).sum(axis=1).mean()))
-        for name in names:
-            total = sum(errors[n] for n in names)
-            found[name] = _posterior(np.asarray(windows), total, priors[name])
-        if progress:
-            progress("probe", done, len(groups))
+    with Spill(cut.folder) as spill:
+        reference = [spill.keep(logits) for logits in _logits(model, ids, cut)]
+        for done, names in enumerate(groups.values(), 1):
+            probed = from_source(
+                Replaced(model.source, {name: rounded[name] for name in names}), activations="f32"
+            )
+            klds = []
+            for kept, logits in zip(reference, _logits(probed, ids, cut), strict=True):
+                p, q = log_softmax(kept.get()), log_softmax(logits)
+                klds.append((np.exp(p) * (p - q)).sum(axis=1))
+            windows = np.array([window.mean() for window in np.concatenate(klds).reshape(len(ids), -1)])
+            for name in names:
+                found[name] = _posterior(windows, sum(errors[n] for n in names), priors[name])
+            if progress:
+                progress("probe", done, len(groups))
     return found
+
+
+def _logits(model: Model, ids: np.ndarray, cut: Cut) -> Iterator[np.ndarray]:
+    """Of the tokens that are scored, some of them together; all windows pass one layer at a time, so that no
+    more of the model than that has to be in memory."""
+    with Spill(cut.folder) as spill:
+        stream = Stream(model.decoder, model, ids, cut, spill, lambda: None)
+        for layer in model.decoder.layers:
+            stream.pass_layer(layer, lambda: cut.release(model.source))
+        for hidden in stream.scored():
+            yield model.decoder.head.logits(hidden, model.activations)
 
 
 def _groups(names: Iterable[str]) -> dict[tuple[str, int], list[str]]:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from kizami.engine import Model
+from kizami.evaluate import scored_rows
 from kizami.layers import Batch, FfnBlock, Observer, Segment
-from kizami.memory import Cut
+from kizami.memory import ROWS, Cut
 from kizami.models import Architecture
 from kizami.models.decoder import Layer
 from kizami.spill import Kept, Spill
@@ -43,10 +44,12 @@ class Stream:
     ) -> None:
         self.groups = [ids[i : i + cut.windows] for i in range(0, len(ids), cut.windows)]
         self._decoder, self._model, self._spill, self._passed = decoder, model, spill, passed
+        self._cut = cut
         self._hidden = [spill.keep(self._batch(group).embed(decoder.head)) for group in self.groups]
         self._sums: list[Kept] = []
+        cut.release(model.source)
 
-    def attend(self, layer: Layer, observer: Observer) -> None:
+    def attend(self, layer: Layer, observer: Observer | None) -> None:
         """All windows pass a layer's attention."""
         for kept, group in zip(self._hidden, self.groups, strict=True):
             x = kept.get()
@@ -54,7 +57,7 @@ class Stream:
             kept.set(x)
             self._passed()
 
-    def feed_forward(self, block: FfnBlock, observer: Observer, first: int, end: int) -> None:
+    def feed_forward(self, block: FfnBlock, observer: Observer | None, first: int, end: int) -> None:
         """All windows pass some experts of a layer's other half; with the last of them they have passed it
         all."""
         whole, last = (first, end) == (0, block.experts), end == block.experts
@@ -71,15 +74,28 @@ class Stream:
                 kept.set(x)
             self._passed()
 
+    def pass_layer(self, layer: Layer, release: Callable[[], None]) -> None:
+        """All windows pass a layer that nobody observes; after each of its parts ``release`` is called."""
+        self.attend(layer, None)
+        release()
+        block = layer.feed_forward
+        for first, end in self._cut.parts(block.experts):
+            self.feed_forward(block, None, first, end)
+            release()
+
     def observe_head(self, observer: Observer) -> None:
         """Shows what the head takes in."""
         for kept in self._hidden:
             self._decoder.head.observe(kept.get(), observer)
             self._passed()
 
-    def hidden(self) -> Iterator[np.ndarray]:
-        """Hidden states ``[tokens, d]`` as they are now, windows that run together in one array."""
-        return (kept.get() for kept in self._hidden)
+    def scored(self) -> Iterator[np.ndarray]:
+        """Hidden states ``[tokens, d]`` of the tokens that are scored, as they are now: window by window, as
+        many together as logits may be."""
+        for kept, group in zip(self._hidden, self.groups, strict=True):
+            for window in kept.get().reshape(*group.shape, -1):
+                rows = window[scored_rows(len(window))]
+                yield from (rows[i : i + ROWS] for i in range(0, len(rows), ROWS))
 
     def _keep_sums(self, i: int, sums: np.ndarray) -> None:
         if i == len(self._sums):

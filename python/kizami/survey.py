@@ -69,7 +69,7 @@ def first_pass(
     imatrix = Imatrix(chunks=len(seen), chunk_size=seen.shape[1], datasets=[dataset])
     layers = feedback.layers(model, seen, stage="survey", cut=cut, progress=progress)
     found, rounded = survey(model.source, layers, imatrix, probed=len(apart) > 0, cut=cut)
-    measured = probe(model, apart, rounded, found.distortions, found.sensitivities, progress)
+    measured = probe(model, apart, rounded, found.distortions, found.sensitivities, progress, cut)
     return Survey(imatrix, found.distortions, {**found.sensitivities, **measured})
 
 
@@ -105,7 +105,7 @@ def survey(
     def measure(name: str, moments: Statistics | None) -> None:
         tensor, types = source[name], candidates(shapes[name])
         curvatures = moments.curvatures(name) if moments and _fed(types) else None
-        wanted = fitting(TYPICAL, shapes[name])
+        wanted, coarse = fitting(TYPICAL, shapes[name]), probed_as(name, tensor)
         with naming(source.path, name):
             if moments is None or curvatures is None:
                 errors[name] = {t: relative_error(tensor, t, name, imatrix) for t in types}
@@ -117,9 +117,9 @@ def survey(
                 output = sample.plain_error(wanted)
                 if output > 0:
                     units[name] *= relative_error(tensor, wanted, name, imatrix) / output
-            if probed and wanted in types and wanted != tensor.type:
-                blocks = feedback.encode(tensor, wanted, None, curvatures)
-                rounded[name] = _core.Tensor(wanted, shapes[name], [blocks])
+            if probed and coarse is not None:
+                blocks = feedback.encode(tensor, coarse, None, curvatures)
+                rounded[name] = _core.Tensor(coarse, shapes[name], [blocks])
 
     for of_layer, moments in layers:
         imatrix.entries.update(moments.entries())
@@ -130,6 +130,14 @@ def survey(
     for name in [name for name in names if name not in errors]:
         measure(name, None)  # the embedding
     return Survey(imatrix, Distortions(errors), units), rounded
+
+
+def probed_as(name: str, tensor: _core.Tensor) -> str | None:
+    """The coarse type of a tensor in probes; None where it has none, or is in it."""
+    shape = tuple(tensor.shape)
+    wanted = fitting(TYPICAL, shape)
+    fits = quantizable(name, shape) and wanted in candidates(shape) and wanted != tensor.type
+    return wanted if fits else None
 
 
 def _fed(types: Iterable[str]) -> bool:

@@ -14,18 +14,14 @@ import numpy as np
 
 from kizami import _core
 from kizami.engine import Model
-from kizami.evaluate import log_softmax, scored_rows
+from kizami.evaluate import log_softmax
 from kizami.gguf import scale_name
-from kizami.layers import Observer
 from kizami.memory import APART, SHARE, Cut
 from kizami.models import Architecture, build
 from kizami.moments import Statistics
 from kizami.plan import Plan
 from kizami.spill import Spill
 from kizami.stream import Stream
-
-# Rows of logits that are compared together.
-ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -120,20 +116,13 @@ class Verification:
             return Verified(note="the text has one window, and none could be kept apart")
         self._pass_to(len(self._model.decoder.layers))
         assert self._streams is not None
-        scored, klds = scored_rows(self._ids.shape[1]), []
-        source, written = self._model.decoder.head, self._rebuilt().head
-        theirs, ours = (stream.hidden() for stream in self._streams)
-        for x, y in zip(theirs, ours, strict=True):
-            rows = np.arange(len(x)).reshape(-1, self._ids.shape[1])[:, scored].reshape(-1)
-            for i in range(0, len(rows), ROWS):
-                p, q = (
-                    log_softmax(head.logits(np.ascontiguousarray(hidden[rows[i : i + ROWS]]), "f32"))
-                    for head, hidden in ((source, x), (written, y))
-                )
-                for whose, logits in (("source", p), ("written model", q)):
-                    if not np.isfinite(logits).all():
-                        return Verified(note=f"logits of the {whose} are not finite")
-                klds.append((np.exp(p) * (p - q)).sum(axis=1))
+        source, written, klds = self._model.decoder.head, self._rebuilt().head, []
+        for x, y in zip(*(stream.scored() for stream in self._streams), strict=True):
+            p, q = (log_softmax(head.logits(rows, "f32")) for head, rows in ((source, x), (written, y)))
+            for whose, logits in (("source", p), ("written model", q)):
+                if not np.isfinite(logits).all():
+                    return Verified(note=f"logits of the {whose} are not finite")
+            klds.append((np.exp(p) * (p - q)).sum(axis=1))
         kld = np.concatenate(klds)
         return Verified(float(f"{kld.mean():.3g}"), len(kld))
 
@@ -149,16 +138,16 @@ class Verification:
                 for made in (self._model.decoder, decoder)
             )
             self._streams = source, written
+            self._let_go()
         for number in range(self._passed, layer):
             for made, stream in zip((self._model.decoder, decoder), self._streams, strict=True):
-                stream.attend(made.layers[number], Observer())
-                block = made.layers[number].feed_forward
-                for first, end in self._cut.parts(block.experts):
-                    stream.feed_forward(block, Observer(), first, end)
-                    self._cut.release(self._model.source)
-                    if self._cut.lean:
-                        self._release()
+                stream.pass_layer(made.layers[number], self._let_go)
         self._passed = max(self._passed, layer)
+
+    def _let_go(self) -> None:
+        self._cut.release(self._model.source)
+        if self._cut.lean:
+            self._release()
 
     def _rebuilt(self) -> Architecture:
         """Norms are read when a model is built, so one that was built before they were written has none."""
