@@ -163,17 +163,18 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
         found
     }
 
-    /// The cheapest entry of each lane, given what each half costs and `2 values(first) cross values(second)` on top.
-    /// Halves have two parts of `PARTS` kinds, as in [`whole_costs`].
+    /// The cheapest entry of each lane, given what each half costs and `2 values(first) cross values(second)` on top, and
+    /// under which of `V` variants; halves' costs differ between variants, what is on top does not. Halves have two parts
+    /// of `PARTS` kinds, as in [`whole_costs`].
     #[inline(always)]
-    pub(super) fn nearest_whole<I: Isa, const LEN: usize, const PARTS: usize>(
+    pub(super) fn nearest_whole<I: Isa, const LEN: usize, const PARTS: usize, const V: usize>(
         &self,
         isa: I,
         values: &[[f32; LEN]; HALVES],
-        first: &[Lanes; HALVES],
-        second: &[Lanes; HALVES],
+        first: &[[Lanes; HALVES]; V],
+        second: &[[Lanes; HALVES]; V],
         cross: &[[Lanes; LEN]; LEN],
-    ) -> (Lanes, [u16; LANES]) {
+    ) -> ([u16; LANES], [u8; LANES]) {
         let mut slopes = [[[Lanes::ZERO; LEN]; PARTS]; 2];
         for p in 0..opaque(PARTS) {
             for (side, slopes) in slopes.iter_mut().enumerate() {
@@ -187,19 +188,25 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
                 }
             }
         }
-        let (mut cost, mut places) = (isa.splat(WORST), isa.splat(0.0));
+        let (mut cost, mut places, mut halves) = (isa.splat(WORST), isa.splat(0.0), isa.splat(0.0));
         let one = isa.splat(1.0);
         for h in self.firsts() {
             let h = usize::from(*h) % HALVES;
-            let first = first[h].f(isa);
-            let mut slope = [first; LEN];
+            let (before, mut firsts) = (cost, [cost; V]);
+            for v in 0..V {
+                firsts[v] = first[v][h].f(isa);
+            }
+            let mut slope = [cost; LEN];
             for k in 0..LEN {
                 slope[k] = isa.plus(slopes[0][h / PARTS][k].f(isa), slopes[1][h % PARTS][k].f(isa));
             }
             let mut place = isa.splat(f32::from(self.runs[h].0));
             for half in self.run(h) {
                 let half = usize::from(*half) % HALVES;
-                let mut total = isa.plus(first, second[half].f(isa));
+                let mut total = isa.plus(firsts[0], second[0][half].f(isa));
+                for v in 1..V {
+                    total = isa.least(total, isa.plus(firsts[v], second[v][half].f(isa)));
+                }
                 for k in 0..LEN {
                     total = isa.fma(slope[k], isa.splat(values[half][k]), total);
                 }
@@ -207,13 +214,22 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
                 cost = isa.least(total, cost);
                 place = isa.plus(place, one);
             }
+            if V > 1 {
+                halves = isa.where_less(cost, before, isa.splat(h as f32), halves);
+            }
         }
-        let (cost, places) = (Lanes::of(isa, cost), Lanes::of(isa, places));
-        let mut numbers = [0; LANES];
+        let (places, halves) = (Lanes::of(isa, places), Lanes::of(isa, halves));
+        let (mut numbers, mut variants) = ([0; LANES], [0; LANES]);
         for l in 0..opaque(LANES) {
-            numbers[l] = self.numbers[places.0[l] as usize];
+            let (place, h) = (places.0[l] as usize, halves.0[l] as usize % HALVES);
+            numbers[l] = self.numbers[place];
+            let half = usize::from(self.seconds[place]) % HALVES;
+            let sum = |v: usize| first[v][h].0[l] + second[v][half].0[l];
+            for v in 1..V {
+                variants[l] = if sum(v) < sum(usize::from(variants[l])) { v as u8 } else { variants[l] };
+            }
         }
-        (cost, numbers)
+        (numbers, variants)
     }
 
     /// The values of what was found in a lane, half by half.

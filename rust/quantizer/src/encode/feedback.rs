@@ -3,8 +3,9 @@
 //!
 //! Sixteen rows run side by side, one per lane, and several such sets share what they read of the factor. A block's
 //! scales come from the plain search, on the weights that would be best if they were free; then codes are chosen in
-//! order, `d` is fitted to them under the whole metric, and they are chosen again. The method is block LDL rounding
-//! (QuIP#, arXiv 2402.04396; GPTQ, 2210.17323) around the file's own scales.
+//! order, once as a draft and once for good. After the draft `d` is fitted under the whole metric; coarse codes, whose
+//! errors make weights after them larger, have all scales chosen again, for the weights that the draft met. The method is
+//! block LDL rounding (QuIP#, arXiv 2402.04396; GPTQ, 2210.17323) around the file's own scales.
 //!
 //! With `w` the weights, `q` what codes stand for, `e = w - q`, `L` the block's part of `I + U` and `f` what earlier
 //! blocks feed in, the loss is `sum of d * r²` with `r = e L + f = (w L + f) - q L`. So the residuals of a pass also

@@ -4,6 +4,7 @@
 use super::codebook::{Book, Found, Groups, Tables, half_values, halves, squares, sums, whole_costs};
 use super::lanes::{LANES, Lanes, codes, opaque};
 use super::octet::{Octet, Row};
+use super::scalar::{Nearest, in_order};
 use super::split::{OCTET, Scales, Search, Split};
 use super::steps::{Batch, LEAST, Steps, choose_scales, free_scales, scales_of};
 use super::target::Target;
@@ -28,6 +29,19 @@ pub(super) const NEAR: [f32; 1] = [0.87];
 /// The largest sub-scale.
 pub(super) const LAST: f32 = 7.0;
 
+/// The scales of a block; for a draft those that would suit any three values.
+#[inline(always)]
+fn scales<I: Isa>(isa: I, target: &Target<256>, draft: bool) -> Steps<8> {
+    let free = [Free::new(target, 0), Free::new(target, 1)];
+    let scales = free_scales::<_, _, 8, 2, _>(isa, target, &free, &TRIALS);
+    if draft {
+        return choose_scales(isa, target, &free, &scales, &[1.0], LAST, 1.0, &mut ());
+    }
+    let entries = [Entries(&free[0].0), Entries(&free[1].0)];
+    let mut room = [[Lanes::ZERO; HALVES]; 4];
+    choose_scales(isa, target, &entries, &scales, &NEAR, LAST, 1.0, &mut room)
+}
+
 impl Split<256> for Iq1S {
     type Block = BlockIq1S;
     type Scales = Steps<8>;
@@ -35,11 +49,12 @@ impl Split<256> for Iq1S {
 
     #[inline(always)]
     fn choose_scales<I: Isa>(isa: I, target: &Target<256>) -> Steps<8> {
-        let free = [Free::new(target, 0), Free::new(target, 1)];
-        let scales = free_scales::<_, _, 8, 2, _>(isa, target, &free, &TRIALS);
-        let entries = [Entries(&free[0].0), Entries(&free[1].0)];
-        let mut room = [[Lanes::ZERO; HALVES]; 4];
-        choose_scales(isa, target, &entries, &scales, &NEAR, LAST, 1.0, &mut room)
+        scales(isa, target, false)
+    }
+
+    #[inline(always)]
+    fn draft_scales<I: Isa>(isa: I, target: &Target<256>) -> Steps<8> {
+        scales(isa, target, true)
     }
 
     #[inline(always)]
@@ -83,8 +98,6 @@ pub(super) struct Ternary;
 impl Search for Ternary {
     type Code = Code;
     const COARSE: bool = true;
-    // A second round took as long as the first and changed the loss by .5 % either way, by nothing on average.
-    const ROUNDS: usize = 1;
 
     #[inline(always)]
     fn choose_plain<I: Isa, const N: usize>(
@@ -109,12 +122,42 @@ impl Search for Ternary {
     }
 
     #[inline(always)]
-    fn choose_whole<I: Isa>(isa: I, octet: &Octet, row: &Row, codes: &mut [Code; LANES]) -> [Lanes; OCTET] {
-        let (_, entries) = nearest_whole(isa, octet, row, shifts(row.variant));
+    fn choose_whole<I: Isa>(
+        isa: I,
+        octet: &Octet,
+        row: &Row,
+        draft: bool,
+        codes: &mut [Code; LANES],
+    ) -> [Lanes; OCTET] {
+        if draft {
+            return any_values(isa, octet, row, shifts(row.variant));
+        }
+        let (entries, _) = nearest_whole(isa, octet, row, [shifts(row.variant)]);
         for l in 0..LANES {
             codes[l] = Code { entry: entries[l], shift: row.variant.0[l] as u8 };
         }
         values_of(codes)
+    }
+}
+
+/// What eight weights become, one after the other, if any three values will do: a draft, in no time.
+#[inline(always)]
+pub(super) fn any_values<I: Isa>(isa: I, octet: &Octet, row: &Row, shifts: Lanes) -> [Lanes; OCTET] {
+    let shifted = Row { start: row.scale * shifts, ..*row };
+    let mut values = in_order::<I, Digit>(isa, octet, &shifted);
+    for value in &mut values {
+        *value = *value + shifts;
+    }
+    values
+}
+
+/// The nearest of minus one, zero and one.
+struct Digit;
+
+impl Nearest for Digit {
+    #[inline(always)]
+    fn nearest<I: Isa>(isa: I, x: I::F) -> I::F {
+        codes(isa, x, -1.0, 1.0)
     }
 }
 
@@ -138,27 +181,16 @@ fn shifts(variant: Lanes) -> Lanes {
 
 static VALUES: [[f32; 4]; HALVES] = half_values(&[-1, 0, 1]);
 
-/// The best entries under a whole metric, exhaustively, and what they cost in units of the squared scale, up to a
-/// constant that the shift does not change.
+/// The best entries under a whole metric, exhaustively, each with the best of `V` shifts, and which shifts those are.
 #[inline(always)]
-pub(super) fn nearest_whole<I: Isa>(
+pub(super) fn nearest_whole<I: Isa, const V: usize>(
     isa: I,
     octet: &Octet,
     row: &Row,
-    shifts: Lanes,
-) -> (Lanes, [u16; LANES]) {
+    shifts: [Lanes; V],
+) -> ([u16; LANES], [u8; LANES]) {
     let inverse = Lanes::splat(1.0) / row.scale.max(Lanes::splat(LEAST));
     let pull = octet.pull(&octet.residual(&row.w, &row.fed), 0, OCTET);
-    let (mut z, mut constant) = ([[Lanes::ZERO; 4]; 2], Lanes::ZERO);
-    for i in 0..OCTET {
-        let mut shifted = Lanes::ZERO;
-        for m in octet.m[i] {
-            shifted = shifted + shifts * Lanes::splat(m);
-        }
-        let free = pull[i] * inverse;
-        z[i / 4][i % 4] = free - shifted;
-        constant = constant + shifts * (shifted - free - free);
-    }
     let mut whole = [[[Lanes::ZERO; 4]; 4]; 3];
     for i in 0..4 {
         for j in 0..4 {
@@ -167,12 +199,28 @@ pub(super) fn nearest_whole<I: Isa>(
             whole[2][i][j] = Lanes::splat(octet.m[i][4 + j]);
         }
     }
-    let mut costs = [[Lanes::ZERO; HALVES]; 2];
-    for h in 0..opaque(2) {
-        whole_costs::<I, 4, HALVES, 9>(isa, &VALUES, &whole[h], &z[h], &mut costs[h]);
+    let mut costs = [[[Lanes::ZERO; HALVES]; V]; 2];
+    for v in 0..opaque(V) {
+        let (mut z, mut constant) = ([[Lanes::ZERO; 4]; 2], Lanes::ZERO);
+        for i in 0..OCTET {
+            let mut shifted = Lanes::ZERO;
+            for m in octet.m[i] {
+                shifted = shifted + shifts[v] * Lanes::splat(m);
+            }
+            let free = pull[i] * inverse;
+            z[i / 4][i % 4] = free - shifted;
+            constant = constant + shifts[v] * (shifted - free - free);
+        }
+        for h in 0..opaque(2) {
+            whole_costs::<I, 4, HALVES, 9>(isa, &VALUES, &whole[h], &z[h], &mut costs[h][v]);
+        }
+        if V > 1 {
+            for cost in &mut costs[0][v] {
+                *cost = Lanes::of(isa, isa.plus(cost.f(isa), constant.f(isa)));
+            }
+        }
     }
-    let (cost, entries) = BOOK.nearest_whole::<I, 4, 9>(isa, &VALUES, &costs[0], &costs[1], &whole[2]);
-    (cost + constant, entries)
+    BOOK.nearest_whole::<I, 4, 9, V>(isa, &VALUES, &costs[0], &costs[1], &whole[2])
 }
 
 /// Sixteen groups of eight, for each weight of which any of three values will do, whatever its neighbours have. So

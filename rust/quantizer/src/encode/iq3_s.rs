@@ -27,7 +27,7 @@ impl Codebook<512> for Iq3S {
 }
 
 /// Trial scales of a sub-block whose root mean square is one, while any magnitudes will do.
-const TRIALS: [f32; 6] = [0.12, 0.14, 0.165, 0.195, 0.235, 0.29];
+const TRIALS: [f32; 7] = [0.12, 0.14, 0.165, 0.195, 0.235, 0.29, 0.36];
 /// What those lead to times these are the scales under which entries are searched to choose scales again.
 const NEAR: [f32; 3] = [0.8, 0.95, 1.12];
 /// The largest sub-scale.
@@ -99,8 +99,14 @@ impl Search for QuadSearch {
     }
 
     #[inline(always)]
-    fn choose_whole<I: Isa>(isa: I, octet: &Octet, row: &Row, codes: &mut [Code; LANES]) -> [Lanes; OCTET] {
-        quads::choose_whole::<I, Iq3S, 512, false>(isa, octet, row, codes)
+    fn choose_whole<I: Isa>(
+        isa: I,
+        octet: &Octet,
+        row: &Row,
+        draft: bool,
+        codes: &mut [Code; LANES],
+    ) -> [Lanes; OCTET] {
+        quads::choose_whole::<I, Iq3S, 512, false>(isa, octet, row, draft, codes)
     }
 }
 

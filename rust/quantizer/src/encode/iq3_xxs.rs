@@ -29,7 +29,7 @@ impl Codebook<256> for Iq3Xxs {
 }
 
 /// Trial scales of a sub-block whose root mean square is one, while any magnitudes will do.
-const TRIALS: [f32; 6] = [0.029, 0.034, 0.041, 0.049, 0.06, 0.074];
+const TRIALS: [f32; 7] = [0.029, 0.034, 0.041, 0.049, 0.06, 0.074, 0.092];
 /// What those lead to times these are the scales under which entries are searched to choose scales again.
 const NEAR: [f32; 3] = [0.75, 0.92, 1.12];
 /// The largest sub-scale.
@@ -99,8 +99,14 @@ impl Search for EvenQuadSearch {
     }
 
     #[inline(always)]
-    fn choose_whole<I: Isa>(isa: I, octet: &Octet, row: &Row, codes: &mut [Code; LANES]) -> [Lanes; OCTET] {
-        quads::choose_whole::<I, Iq3Xxs, 256, true>(isa, octet, row, codes)
+    fn choose_whole<I: Isa>(
+        isa: I,
+        octet: &Octet,
+        row: &Row,
+        draft: bool,
+        codes: &mut [Code; LANES],
+    ) -> [Lanes; OCTET] {
+        quads::choose_whole::<I, Iq3Xxs, 256, true>(isa, octet, row, draft, codes)
     }
 }
 

@@ -91,6 +91,7 @@ impl Search for Uneven {
         isa: I,
         octet: &Octet,
         row: &Row,
+        _: bool,
         codes: &mut [[u8; OCTET]; LANES],
     ) -> [Lanes; OCTET] {
         let values = in_order::<I, Self>(isa, octet, row);

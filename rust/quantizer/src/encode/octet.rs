@@ -56,6 +56,18 @@ impl Octet {
         sums
     }
 
+    /// What would leave no residual of `w` in these columns.
+    #[inline(always)]
+    pub(super) fn free(&self, w: &[Lanes; OCTET], fed: &[Lanes; OCTET]) -> [Lanes; OCTET] {
+        let mut free = self.residual(w, fed);
+        for j in 0..OCTET {
+            for i in 0..j {
+                free[j] = free[j] - free[i] * Lanes::splat(self.u[i][j]);
+            }
+        }
+        free
+    }
+
     /// `L D r` of residuals in columns `from..to`; others are as if they were none.
     #[inline(always)]
     pub(super) fn pull(&self, r: &[Lanes; OCTET], from: usize, to: usize) -> [Lanes; OCTET] {
@@ -130,7 +142,7 @@ pub(super) mod tests {
         for seed in 40..44 {
             let (octet, row) = problem(seed, scale);
             let mut codes = [S::Code::default(); LANES];
-            let values = S::choose_whole(Scalar, &octet, &row, &mut codes);
+            let values = S::choose_whole(Scalar, &octet, &row, false, &mut codes);
             for l in 0..LANES {
                 let of_code = S::values(codes[l]);
                 assert!((0..OCTET).all(|i| of_code[i] == values[i].0[l]));

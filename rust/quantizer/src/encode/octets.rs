@@ -19,7 +19,7 @@ use std::marker::PhantomData;
 pub(super) const HALVES: usize = 128;
 
 /// Trial scales of a sub-block whose root mean square is one, while any magnitudes will do.
-pub(super) const TRIALS: [f32; 5] = [0.035, 0.042, 0.05, 0.06, 0.073];
+pub(super) const TRIALS: [f32; 7] = [0.035, 0.042, 0.05, 0.06, 0.073, 0.09, 0.115];
 /// What those lead to times these are the scales under which entries are searched to choose scales again.
 const NEAR: [f32; 3] = [0.75, 0.92, 1.12];
 /// The largest sub-scale.
@@ -199,15 +199,24 @@ impl<F: Codebook<ENTRIES>, const ENTRIES: usize, const PARITY: bool> Search
 
     /// Magnitudes given signs, exhaustively, and signs given magnitudes, by turns: neither can raise the cost.
     #[inline(always)]
-    fn choose_whole<I: Isa>(isa: I, octet: &Octet, row: &Row, codes: &mut [Code; LANES]) -> [Lanes; OCTET] {
+    fn choose_whole<I: Isa>(
+        isa: I,
+        octet: &Octet,
+        row: &Row,
+        draft: bool,
+        codes: &mut [Code; LANES],
+    ) -> [Lanes; OCTET] {
         let mut signed = Signed::new(octet, row);
         let mut entries = [0; LANES];
-        for turn in 0..opaque(TURNS) {
+        for turn in 0..opaque(if draft { 1 } else { TURNS }) {
             if turn > 0 {
                 signed.flip(isa, PARITY);
             }
             entries = nearest_whole(isa, F::book(), &signed);
             signed.set(0, F::GRID, &entries);
+        }
+        if draft {
+            signed.flip(isa, PARITY);
         }
         for l in 0..LANES {
             codes[l] = Code { entry: entries[l], signs: signed.bits(l) };
@@ -239,11 +248,11 @@ fn nearest_whole<I: Isa, const ENTRIES: usize>(
             whole[2][i][j] = signs[i] * signs[4 + j] * Lanes::splat(m[i][4 + j]);
         }
     }
-    let mut costs = [[Lanes::ZERO; HALVES]; 2];
+    let mut costs = [[[Lanes::ZERO; HALVES]]; 2];
     for h in 0..opaque(2) {
-        whole_costs::<I, 4, HALVES, 9>(isa, &VALUES, &whole[h], &z[h], &mut costs[h]);
+        whole_costs::<I, 4, HALVES, 9>(isa, &VALUES, &whole[h], &z[h], &mut costs[h][0]);
     }
-    book.nearest_whole::<I, 4, 9>(isa, &VALUES, &costs[0], &costs[1], &whole[2]).1
+    book.nearest_whole::<I, 4, 9, 1>(isa, &VALUES, &costs[0], &costs[1], &whole[2]).0
 }
 
 /// Sums over every half of four digits, first digit most significant.

@@ -48,11 +48,12 @@ pub(super) fn choose_whole<I: Isa, F: Codebook<ENTRIES>, const ENTRIES: usize, c
     isa: I,
     octet: &Octet,
     row: &Row,
+    draft: bool,
     codes: &mut [Code; LANES],
 ) -> [Lanes; OCTET] {
     let mut signed = Signed::new(octet, row);
     let mut entries = [[0; LANES]; 2];
-    for turn in 0..opaque(TURNS) {
+    for turn in 0..opaque(if draft { 1 } else { TURNS }) {
         if turn > 0 {
             signed.flip(isa, PARITY);
         }
@@ -86,6 +87,9 @@ pub(super) fn choose_whole<I: Isa, F: Codebook<ENTRIES>, const ENTRIES: usize, c
             signed.set(4 * half, F::GRID, &entries[half]);
         }
     }
+    if draft {
+        signed.flip(isa, PARITY);
+    }
     for l in 0..LANES {
         codes[l] = Code { entries: [entries[0][l], entries[1][l]], signs: signed.bits(l) };
     }
@@ -99,7 +103,7 @@ fn nearest_whole<I: Isa, F: Codebook<ENTRIES>, const ENTRIES: usize>(
     m: &[[Lanes; 4]; 4],
     z: &[Lanes; 4],
 ) -> [u16; LANES] {
-    let (mut whole, mut costs) = ([[[Lanes::ZERO; 2]; 2]; 3], [[Lanes::ZERO; HALVES]; 2]);
+    let (mut whole, mut costs) = ([[[Lanes::ZERO; 2]; 2]; 3], [[[Lanes::ZERO; HALVES]]; 2]);
     for i in 0..2 {
         for j in 0..2 {
             whole[0][i][j] = m[i][j];
@@ -108,7 +112,13 @@ fn nearest_whole<I: Isa, F: Codebook<ENTRIES>, const ENTRIES: usize>(
         }
     }
     for h in 0..opaque(2) {
-        whole_costs::<I, 2, HALVES, 8>(isa, F::VALUES, &whole[h], &[z[2 * h], z[2 * h + 1]], &mut costs[h]);
+        whole_costs::<I, 2, HALVES, 8>(
+            isa,
+            F::VALUES,
+            &whole[h],
+            &[z[2 * h], z[2 * h + 1]],
+            &mut costs[h][0],
+        );
     }
-    F::book().nearest_whole::<I, 2, 8>(isa, F::VALUES, &costs[0], &costs[1], &whole[2]).1
+    F::book().nearest_whole::<I, 2, 8, 1>(isa, F::VALUES, &costs[0], &costs[1], &whole[2]).0
 }

@@ -57,6 +57,7 @@ impl<const LOW: i32, const HIGH: i32> Search for Levels<LOW, HIGH> {
         isa: I,
         octet: &Octet,
         row: &Row,
+        _: bool,
         codes: &mut [[u8; OCTET]; LANES],
     ) -> [Lanes; OCTET] {
         let values = in_order::<I, Self>(isa, octet, row);

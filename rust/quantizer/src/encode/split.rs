@@ -38,10 +38,9 @@ pub(super) trait Scales: Copy {
 pub(super) trait Search {
     /// The codes of eight weights.
     type Code: Copy + Default;
-    /// Whether the codes shrink weights so much that the scale must make up for it.
+    /// Whether the codes are off by so much that plain rounding's scales must make up for what they shrink, and that other
+    /// scales suit weights with feedback on top than without.
     const COARSE: bool;
-    /// How often feedback chooses a block's codes; each time all scales are fitted to them.
-    const ROUNDS: usize = 2;
 
     /// Plain rounding: the codes of a whole block.
     fn choose_plain<I: Isa, const N: usize>(
@@ -54,11 +53,13 @@ pub(super) trait Search {
     /// What codes stand for, before scale and start.
     fn values(code: Self::Code) -> [f32; OCTET];
 
-    /// The codes of sixteen rows' weights under a whole metric, and what they stand for.
+    /// The codes of sixteen rows' weights under a whole metric, and what they stand for. Those of a draft only serve to
+    /// fit scales, and need not be the best.
     fn choose_whole<I: Isa>(
         isa: I,
         octet: &Octet,
         row: &Row,
+        draft: bool,
         codes: &mut [Self::Code; LANES],
     ) -> [Lanes; OCTET];
 }
@@ -72,6 +73,12 @@ pub(super) trait Split<const N: usize> {
 
     /// The best scales found for a block that is not all zeros.
     fn choose_scales<I: Isa>(isa: I, target: &Target<N>) -> Self::Scales;
+
+    /// Scales for a draft, found in less time where that can be.
+    #[inline(always)]
+    fn draft_scales<I: Isa>(isa: I, target: &Target<N>) -> Self::Scales {
+        Self::choose_scales(isa, target)
+    }
 
     /// The block made of scales and the codes of its `N / 8` groups.
     fn pack(scales: &Self::Scales, codes: &[<Self::Search as Search>::Code]) -> Self::Block;

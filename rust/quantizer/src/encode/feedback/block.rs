@@ -24,7 +24,7 @@ pub(super) struct Block<'a, const N: usize> {
     fed: [Lanes; N],
     /// `w L + f`: residuals if all codes stood for zero.
     whole: [Lanes; N],
-    /// The weights that would leave no residuals.
+    /// The weights that would leave no residuals: of coarse codes, after a draft, given the errors of octets before.
     free: [Lanes; N],
 }
 
@@ -66,14 +66,18 @@ impl<'a, const N: usize> Block<'a, N> {
         gain: f32,
         mut put: impl FnMut(usize, F::Block),
     ) {
-        let (mut scales, frames) = self.choose_scales::<I, F>(isa);
+        let (mut scales, mut frames) = self.choose_scales::<I, F>(isa, true);
         let mut codes = [[<F::Search as Search>::Code::default(); LANES]; MOST_OCTETS];
         let mut values = [Lanes::ZERO; N];
-        for round in 1..=F::Search::ROUNDS {
-            let fit = self.choose_codes::<I, F>(isa, &scales, &frames, &mut codes, &mut values);
+        for draft in [true, false] {
+            let fit = self.choose_codes::<I, F>(isa, &scales, &frames, draft, &mut codes, &mut values);
+            if draft && F::Search::COARSE {
+                (scales, frames) = self.choose_scales::<I, F>(isa, false);
+                continue;
+            }
             for l in 0..self.count {
                 if let Some(scales) = &mut scales[l] {
-                    let factor = fit.factor(l, if round < F::Search::ROUNDS { 0.0 } else { gain });
+                    let factor = fit.factor(l, if draft { 0.0 } else { gain });
                     if factor > FACTORS.0 && factor < FACTORS.1 {
                         scales.refit(&frames[l], factor);
                     }
@@ -98,7 +102,11 @@ impl<'a, const N: usize> Block<'a, N> {
 
     /// The scales of each row by the plain search on its free weights, none where those are zeros, in which frames.
     #[inline(always)]
-    fn choose_scales<I: Isa, F: Split<N>>(&self, isa: I) -> ([Option<F::Scales>; LANES], [Frame; LANES]) {
+    fn choose_scales<I: Isa, F: Split<N>>(
+        &self,
+        isa: I,
+        draft: bool,
+    ) -> ([Option<F::Scales>; LANES], [Frame; LANES]) {
         let importance = self.columns.diagonal::<N>(self.at);
         let (mut scales, mut frames) = ([None; LANES], [Frame::of(0.0); LANES]);
         for l in 0..self.count {
@@ -111,7 +119,9 @@ impl<'a, const N: usize> Block<'a, N> {
             let target = Target::new(&weights, Some(&importance));
             frames[l] = target.frame;
             if !target.empty {
-                scales[l] = Some(F::choose_scales(isa, &target));
+                let found =
+                    if draft { F::draft_scales(isa, &target) } else { F::choose_scales(isa, &target) };
+                scales[l] = Some(found);
             }
         }
         (scales, frames)
@@ -124,6 +134,7 @@ impl<'a, const N: usize> Block<'a, N> {
         isa: I,
         scales: &[Option<F::Scales>; LANES],
         frames: &[Frame; LANES],
+        draft: bool,
         codes: &mut [[<F::Search as Search>::Code; LANES]; MOST_OCTETS],
         values: &mut [Lanes; N],
     ) -> Fit {
@@ -133,7 +144,10 @@ impl<'a, const N: usize> Block<'a, N> {
             let mut row = self.row(scales, frames, g);
             let above = self.columns.u(here, self.at, self.at + OCTET * g);
             absorb(isa, &mut row.fed, &self.e[..OCTET * g], above);
-            let found = F::Search::choose_whole(isa, octet, &row, &mut codes[g]);
+            if draft && F::Search::COARSE {
+                *octet_mut(&mut self.free, g) = octet.free(&row.w, &row.fed);
+            }
+            let found = F::Search::choose_whole(isa, octet, &row, draft, &mut codes[g]);
             let mut e = [Lanes::ZERO; OCTET];
             for j in 0..OCTET {
                 e[j] = row.w[j] - (found[j] * row.scale + row.start);
