@@ -107,9 +107,9 @@ def room(mean: np.ndarray) -> dict[str, float]:
 class Rounding:
     """One tensor's weights under `H`, as they are and rounded; sums over its matrices."""
 
-    def __init__(self, tensor: _core.Tensor, weights: np.ndarray, types: list[str]) -> None:
+    def __init__(self, tensor: _core.Tensor, importance: np.ndarray, types: list[str]) -> None:
         """Takes importance of columns for plain rounding, `[n_mat, cols]`."""
-        self.tensor, self.weights = tensor, weights
+        self.tensor, self.importance = tensor, importance
         self.types = [name for name in types if nbytes(name, tensor.shape) is not None]
         self.power = self.white = 0.0
         self.sums: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(2))
@@ -124,7 +124,7 @@ class Rounding:
         # Where its own f32 needs more damping than this, the encoder's H is another; none here does.
         curvature = _core.Curvature(mean, DAMPING)
         for name in self.types:
-            own = self.weights[index : index + 1]
+            own = self.importance[index : index + 1]
             encoded = {"plain": tensor.encode(name, own), "fed": tensor.encode(name, None, [curvature])}
             for way, data in encoded.items():
                 back = _core.Tensor(name, tensor.shape, [data]).dequantize().astype(np.float64)
@@ -155,14 +155,15 @@ def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
         assert isinstance(moments, Moments)
         imatrix = Imatrix(entries=moments.entries())
         seen: dict[str, list[dict[str, float]]] = {}
+        counted = set()
         for name in names:
             if not quantizable(name, shapes[name]) or (means := moments.means(name)) is None:
                 continue
             n_mat, _, cols = [1, *shapes[name]][-3:]
             key = next(label for label, pattern in CLASSES.items() if re.search(pattern, name)), cols
-            weights = imatrix.weights(name, n_mat, cols)
-            assert weights is not None
-            found = Rounding(source[name], weights, options.types)
+            importance = imatrix.weights(name, n_mat, cols)
+            assert importance is not None
+            found = Rounding(source[name], importance, options.types)
             for index in range(n_mat):
                 found.add(index, means[index % len(means)])
             rounding[key].append(found.figures())
@@ -170,6 +171,9 @@ def measure(model: Path, options: argparse.Namespace) -> dict[str, Any]:
             shared = observed_as(name, shapes)
             if shared not in seen:
                 seen[shared] = [spread(m) | spectrum(m) | room(m) for m in means]
+            # ... but count once in each class that has them.
+            if (key, shared) not in counted:
+                counted.add((key, shared))
                 inputs[key] += seen[shared]
                 if "_exps" in name:
                     tokens[key].append(moments.tokens(name))

@@ -53,6 +53,17 @@ def test_moments_are_those_of_the_model_as_a_whole(model, ids):
     assert {"output", "attn_output", "attn_k_b", "attn_q_b", "ffn_down_exps", "ffn_gate_inp"} <= checked
 
 
+def test_scales_of_coarse_codes_suit_what_feedback_makes_of_weights(model, ids):
+    """Where inputs are few directions; errors with scales chosen once, for weights without feedback, after each."""
+    name = "blk.3.attn_output.weight"
+    moments = next(found for names, found in feedback.layers(model, ids) if name in names)
+    (curvature,), tensor = moments.curvatures(name), model.source[name]
+    power = tensor.output_power(curvature)
+    assert tensor.output_error("IQ1_S", curvature) < 0.008 * power  # .0167
+    assert tensor.output_error("IQ1_M", curvature) < 0.006 * power  # .0098
+    assert tensor.output_error("IQ2_XXS", curvature) < 0.0018 * power  # .0024
+
+
 def test_every_matrix_that_is_rounded_has_moments_but_the_embedding(model, ids):
     found = moments_of(model, ids[:1])
     missing = {t.name for t in uniform_plan(model.source, "Q4_K").tensors if t.type != "F32"} - set(found)

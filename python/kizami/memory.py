@@ -36,8 +36,8 @@ PIECE = 1 << 24
 BORROWED = 3 + 12 / 4
 # Rows of logits that are compared together, and arrays of them in f64: of both models, and on the way to
 # their divergence.
-ROWS = 64
-LOGITS = ROWS * 6
+LOGIT_ROWS = 64
+LOGIT_ARRAYS = 6
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool) -> 
     ends.moments["rest"] = 8 * d * d
     ends.rounding["rest"] = 3 * 8 * d * d + 4 * PIECE
     head = source["output.weight" if "output.weight" in source else "token_embd.weight"]
-    ends.passing["rest"] = 2 * head.nbytes + 8 * LOGITS * n_vocab
+    ends.passing["rest"] = 2 * head.nbytes + 8 * LOGIT_ROWS * LOGIT_ARRAYS * n_vocab
     source.release()  # what is mapped so far does not stay
     held, logits = _probes(model, ids_shape) if probed else (0, 0)
     base = psutil.Process().memory_info().rss + imatrix + SLACK + held

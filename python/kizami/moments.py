@@ -200,8 +200,9 @@ class Moments:
         observed = observed_as(name, self._shapes)
         if observed not in self._curvatures:
             means = self.means(name)
+            part = observed.removesuffix(".weight").rpartition(".")[2]
             # Experts borrow from what the router takes in: that stays.
-            if means is not None and len(means) == 1 and "ffn_gate_inp" not in observed:
+            if means is not None and len(means) == 1 and part != "ffn_gate_inp":
                 del self.stacks[observed]
             self._curvatures[observed] = None if means is None else Curvatures(means)
         return self._curvatures[observed]

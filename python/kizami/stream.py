@@ -1,7 +1,7 @@
 """Hidden states of many windows between two layers of a model, which they pass one layer at a time.
 
-Knows how windows go through a layer, all its experts together or some at a time, and where they wait
-between. Does not know what is looked for in them (feedback.py).
+Knows how windows go through a layer, all its experts together or some at a time, where they wait between, and
+which of their tokens are scored. Does not know what is looked for in them (feedback.py, probe.py, verify.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from kizami.engine import Model
 from kizami.evaluate import scored_rows
 from kizami.layers import Batch, FfnBlock, Observer, Segment
-from kizami.memory import ROWS, Cut
+from kizami.memory import LOGIT_ROWS, Cut
 from kizami.models import Architecture
 from kizami.models.decoder import Layer
 from kizami.spill import Kept, Spill
@@ -25,7 +25,7 @@ class Stream:
     Args:
         decoder: whose layers they will pass.
         model: has its caches and the type of its activations.
-        cut: how many windows run together, and where all of them wait.
+        cut: how many windows and experts run together, and whether weights leave memory.
         spill: what they wait in.
         passed: called when some of the windows have passed something.
 
@@ -95,7 +95,7 @@ class Stream:
         for kept, group in zip(self._hidden, self.groups, strict=True):
             for window in kept.get().reshape(*group.shape, -1):
                 rows = window[scored_rows(len(window))]
-                yield from (rows[i : i + ROWS] for i in range(0, len(rows), ROWS))
+                yield from (rows[i : i + LOGIT_ROWS] for i in range(0, len(rows), LOGIT_ROWS))
 
     def _keep_sums(self, i: int, sums: np.ndarray) -> None:
         if i == len(self._sums):

@@ -224,6 +224,7 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
             let (place, h) = (places.0[l] as usize, halves.0[l] as usize % HALVES);
             numbers[l] = self.numbers[place];
             let half = usize::from(self.seconds[place]) % HALVES;
+            // The same sums as above: what came on top of them was the same for all variants.
             let sum = |v: usize| first[v][h].0[l] + second[v][half].0[l];
             for v in 1..V {
                 variants[l] = if sum(v) < sum(usize::from(variants[l])) { v as u8 } else { variants[l] };

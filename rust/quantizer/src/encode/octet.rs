@@ -136,24 +136,41 @@ pub(super) mod tests {
         (0..OCTET).map(|j| f64::from(octet.d[j]) * residual(j).powi(2)).sum()
     }
 
-    /// What a search finds, checked to be what it says, and the best of all candidates, summed over problems.
+    /// What a search finds, checked to be what it says, and the best of all candidates, summed over problems. A draft is
+    /// to come close to that.
     fn compare<S: Search>(scale: f32, candidates: impl Fn(u64) -> Vec<[f32; OCTET]>) -> (f64, f64) {
-        let (mut found, mut best) = (0.0, 0.0);
+        let (mut found, mut best, mut drafted) = (0.0, 0.0, 0.0);
         for seed in 40..44 {
             let (octet, row) = problem(seed, scale);
             let mut codes = [S::Code::default(); LANES];
+            let draft = S::choose_whole(Scalar, &octet, &row, true, &mut codes);
             let values = S::choose_whole(Scalar, &octet, &row, false, &mut codes);
             for l in 0..LANES {
                 let of_code = S::values(codes[l]);
                 assert!((0..OCTET).all(|i| of_code[i] == values[i].0[l]));
                 found += loss(&octet, &row, l, &of_code);
+                drafted += loss(&octet, &row, l, &draft.map(|value| value.0[l]));
                 best += candidates(seed)
                     .iter()
                     .map(|values| loss(&octet, &row, l, values))
                     .fold(f64::INFINITY, f64::min);
             }
         }
+        assert!(drafted < 1.3 * best, "a draft of {drafted} against {best}");
         (found, best)
+    }
+
+    #[test]
+    fn free_weights_leave_no_residual() {
+        for seed in 50..54 {
+            let (octet, row) = problem(seed, 1.0);
+            let free = octet.free(&row.w, &row.fed);
+            for l in 0..LANES {
+                let values = std::array::from_fn(|i| free[i].0[l]);
+                let zeros = loss(&octet, &row, l, &[0.0; OCTET]);
+                assert!(loss(&octet, &row, l, &values) < 1e-10 * zeros, "{seed}, {l}");
+            }
+        }
     }
 
     /// Every entry with every choice of signs.

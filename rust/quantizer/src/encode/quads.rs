@@ -42,7 +42,8 @@ impl Code {
 const TURNS: usize = 2;
 
 /// Magnitudes of one entry given signs and the other entry, exhaustively, and signs given magnitudes, by turns. The
-/// first entry is first chosen as if the second could make up for anything.
+/// first entry is first chosen as if the second could make up for anything. A draft saves the second turn; but its signs
+/// have to be a pattern that can be stored.
 #[inline(always)]
 pub(super) fn choose_whole<I: Isa, F: Codebook<ENTRIES>, const ENTRIES: usize, const PARITY: bool>(
     isa: I,

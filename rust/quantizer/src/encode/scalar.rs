@@ -1,5 +1,5 @@
-//! One code per weight: an integer, or one of IQ4's levels. The nearest one is right whatever errors cost, given
-//! what earlier weights leave to make up for.
+//! One code per weight: an integer, or one of IQ4's levels; in drafts of IQ1, any of three values. The nearest one is
+//! right whatever errors cost, given what earlier weights leave to make up for.
 
 use super::lanes::{LANES, Lanes, code, codes as code_lanes};
 use super::octet::{Octet, Row};

@@ -1,4 +1,4 @@
-//! One block of sixteen rows: scales for what would be best, codes in order, scales again.
+//! One block of sixteen rows: scales for what would be best, a draft of codes in order, scales for what that met, codes.
 
 use super::{Columns, Set, absorb, octet_mut, octet_of};
 use crate::encode::lanes::{LANES, Lanes};
@@ -100,7 +100,7 @@ impl<'a, const N: usize> Block<'a, N> {
         }
     }
 
-    /// The scales of each row by the plain search on its free weights, none where those are zeros, in which frames.
+    /// The scales of each row by a plain search on its free weights, none where those are zeros, in which frames.
     #[inline(always)]
     fn choose_scales<I: Isa, F: Split<N>>(
         &self,

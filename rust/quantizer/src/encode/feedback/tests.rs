@@ -5,7 +5,7 @@ use super::*;
 use crate::encode::encode_rows_with_feedback;
 use crate::encode::tests::{awkward_rows, block_types, decode, encode, gaussian, moments};
 use crate::{Error, Metric};
-use kizami_kernels::formats::{Iq1S, Iq2Xxs, Iq3Xxs, Iq4Nl, Q4_1, Q4K, Q6K};
+use kizami_kernels::formats::{Iq1M, Iq1S, Iq2S, Iq2Xxs, Iq3S, Iq3Xxs, Iq4Nl, Q4_1, Q4K, Q6K};
 use kizami_kernels::{Type, dispatch, levels, set_level};
 
 const COLS: usize = 512;
@@ -174,5 +174,8 @@ fn what_is_fed_on_is_the_error_of_what_was_written() {
     check::<Q6K, 256>(Type::Q6K);
     check::<Iq3Xxs, 256>(Type::Iq3Xxs);
     check::<Iq2Xxs, 256>(Type::Iq2Xxs);
+    check::<Iq3S, 256>(Type::Iq3S);
+    check::<Iq2S, 256>(Type::Iq2S);
     check::<Iq1S, 256>(Type::Iq1S);
+    check::<Iq1M, 256>(Type::Iq1M);
 }
