@@ -54,7 +54,7 @@ def test_moments_are_those_of_the_model_as_a_whole(model, ids):
 
 
 def test_scales_of_coarse_codes_suit_what_feedback_makes_of_weights(model, ids):
-    """Where inputs are few directions; errors with scales chosen once, for weights without feedback, after each."""
+    """Where inputs are few directions. After each: with scales chosen once, for weights without feedback."""
     name = "blk.3.attn_output.weight"
     moments = next(found for names, found in feedback.layers(model, ids) if name in names)
     (curvature,), tensor = moments.curvatures(name), model.source[name]
