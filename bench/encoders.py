@@ -78,10 +78,10 @@ class Model:
             reference = kizami.load(options.model, activations="f32")
             text = read_text(options.model / "calibration.txt")
             ids = calibration_windows(reference, text, options.ctx, options.calibration_tokens)
-            for prefix, moments in feedback.layers(reference, ids):
+            for names, moments in feedback.layers(reference, ids):
                 kept: dict[int, list[_core.Curvature]] = {}
                 for name in self.weights:
-                    if name.startswith(prefix):
+                    if name in names:
                         start = time.perf_counter()
                         if (found := moments.curvatures(name)) is None:
                             sys.exit(f"{name}: the calibration text does not reach it")
