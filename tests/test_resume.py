@@ -96,13 +96,14 @@ def cases(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cases")
     kinds = {
         "feedback": ("--bpw", "4", "--calibration", str(model / "calibration.txt")),
+        "no probes": ("--bpw", "4", "--calibration", str(model / "calibration.txt"), "--no-probes"),
         "split": ("--type", "Q8_0", "--split-size", "1MB"),
     }
     return {name: kills.uninterrupted(model, folder / name, kind) for name, kind in kinds.items()}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-@pytest.mark.parametrize("kind", ["feedback", "split"])
+@pytest.mark.parametrize("kind", ["feedback", "no probes", "split"])
 def test_a_killed_job_ends_with_the_same_bytes(cases, tmp_path, kind):
     """At a few points; `python tests/kills.py` does it at 200."""
     assert len(cases[kind].expected) == (2 if kind == "split" else 1)

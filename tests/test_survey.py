@@ -22,6 +22,7 @@ from kizami.distortion import Distortions, relative_error
 from kizami.errors import FormatError, UsageError
 from kizami.formats import candidates, fitting, quantizable
 from kizami.imatrix import Imatrix
+from kizami.journal import Journal
 from kizami.moments import SHRINKAGE, observed_as
 from kizami.recipe import read_text
 from kizami.sensitivity import class_of, sensitivities
@@ -243,9 +244,11 @@ def test_windows_for_probes_are_kept_from_calibration(model, ids, monkeypatch):
 
 # -- jobs ----------------------------------------------------------------------------------------------
 
-# Runs `kizami` and kills it when a function of its has been called so many times.
+# Runs `kizami`, where probes may take so much work, and kills it at one of the calls of a function.
 KILLER = """
 import importlib, os, signal, sys
+from kizami import probe
+probe.MOST_WORK = int(sys.argv.pop(1))
 module, name, left = sys.argv.pop(1), sys.argv.pop(1), int(sys.argv.pop(1))
 owner = importlib.import_module(module)
 original = getattr(owner, name)
@@ -274,6 +277,14 @@ def job(small, tmp_path_factory):
     return small[0], options, out.read_bytes()
 
 
+def kill(model, out, options, module, name, calls, most_work=probe.MOST_WORK):
+    """A job that is killed at a call of a function."""
+    typed = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    program = [sys.executable, "-c", KILLER, str(most_work), f"kizami.{module}", name, str(calls)]
+    killed = subprocess.run([*program, "quantize", model, out, *typed], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 @pytest.mark.parametrize(
     ("module", "name", "calls", "surveys"),
@@ -284,14 +295,40 @@ def test_a_killed_job_surveys_again_until_there_is_a_plan(
 ):
     model, options, expected = job
     out, count = tmp_path / "out.gguf", []
-    typed = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    program = [sys.executable, "-c", KILLER, f"kizami.{module}", name, str(calls)]
-    killed = subprocess.run([*program, "quantize", model, out, *typed], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kill(model, out, options, module, name, calls)
     monkeypatch.setattr(quantize, "first_pass", lambda *args: (count.append(1), first_pass(*args))[1])
     kizami.quantize(model, out, resume=True, **options)
     assert out.read_bytes() == expected and len(count) == surveys
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_survey_without_probes_goes_on_where_it_was_killed(job, tmp_path, monkeypatch):
+    model, options, probed = job
+    survey_ = sys.modules["kizami.survey"]
+    monkeypatch.setattr(probe, "MOST_WORK", 0)
+    samples = []
+    monkeypatch.setattr(survey_, "Sample", lambda *args: (samples.append(1), Sample(*args))[1])
+    kizami.quantize(model, tmp_path / "whole.gguf", **options)
+    expected, whole = (tmp_path / "whole.gguf").read_bytes(), len(samples)
+    assert expected != probed
+    for damaged in (None, 1, 3):
+        folder = tmp_path / str(damaged)
+        folder.mkdir()
+        out = folder / "out.gguf"
+        kill(model, out, options, "survey", "Sample", 20, most_work=0)
+        journal = Journal(folder / "out.gguf.kizami-journal")
+        kept = [len(record["found"]["errors"]) for record in journal.records if "part" in record]
+        journal.close()
+        assert len(kept) > 3 and 0 < sum(kept) <= 20
+        if damaged is not None:
+            part = folder / f"out.gguf.kizami-imatrix-{damaged}"
+            part.write_bytes(part.read_bytes()[:-64])
+            kept[damaged] = 0
+        samples.clear()
+        kizami.quantize(model, out, resume=True, **options)
+        assert out.read_bytes() == expected and len(samples) == whole - sum(kept)
+        assert [path.name for path in folder.iterdir()] == ["out.gguf"]
 
 
 def test_a_plan_that_stands_needs_no_survey(job, tmp_path, monkeypatch):

@@ -89,9 +89,12 @@ class Job:
             raise
         self._kept: Record = {}
         self._units: dict[str, str] = {}
+        self._surveyed: list[Record] = []
         for record in self._journal.records:
             if "unit" in record:
                 self._units[record["unit"]] = record["hash"]
+            elif "part" in record:
+                self._surveyed.append(record)
             else:
                 self._kept |= record
 
@@ -134,6 +137,27 @@ class Job:
         else:
             self._compare({"imatrix": kept}, {"imatrix": made.sha256()})
         return made
+
+    def parts(self) -> Iterator[tuple[Imatrix, Any]]:
+        """What :meth:`keep` kept, in that order; without what is lost or damaged since."""
+        for number, record in enumerate(self._surveyed):
+            try:
+                found = Imatrix.read(self._part(number))
+            except KizamiError:
+                continue
+            if found.sha256() == record["part"]:
+                yield found, record["found"]
+
+    def keep(self, part: Imatrix, found: Any) -> None:
+        """Keeps what was measured on some tensors, before all are: their importance, and a result of JSON's
+        types."""
+        part.write(self._part(len(self._surveyed)))
+        record = {"part": part.sha256(), "found": found}
+        self._surveyed.append(record)
+        self._journal.append(record)
+
+    def _part(self, number: int) -> Path:
+        return beside(self.out, f"{IMATRIX}-{number}")
 
     def remembered(self, key: str, make: Callable[[], Any]) -> Any:
         """A result of JSON's types: that of the journal, or a new one, which is kept there from now on."""
@@ -339,8 +363,9 @@ class Job:
     def _remove_files(self) -> None:
         matrix = beside(self.out, IMATRIX)
         # One that was being written when the job was killed has a longer name.
-        halves = self.out.parent.glob(f".{glob.escape(matrix.name)}.partial*")
-        for path in [*self._temporaries(), matrix, *halves]:
+        halves = self.out.parent.glob(f".{glob.escape(matrix.name)}*.partial*")
+        parts = self.out.parent.glob(f"{glob.escape(matrix.name)}-*")
+        for path in [*self._temporaries(), matrix, *parts, *halves]:
             path.unlink(missing_ok=True)
 
     @contextmanager

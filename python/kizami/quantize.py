@@ -230,7 +230,8 @@ def _run(
 ) -> Outcome:
     """The plan and the layout of the output; with a job its tensors are written, too, and verified.
 
-    What the first pass over the text finds, a job remembers: the imatrix in a file, the rest as the plan.
+    What the first pass over the text finds, a job remembers: layer by layer while it goes on, then the
+    imatrix in a file and the rest as the plan.
     """
     model = cache(lambda: from_source(source, activations="f32"))
     calibration = request.rounded_on()
@@ -254,7 +255,7 @@ def _run(
 
     @cache
     def surveyed() -> Survey:
-        return first_pass(model(), fit(), request.dataset, progress, cut)
+        return first_pass(model(), fit(), request.dataset, progress, cut, job)
 
     importance = request.imatrix
     if request.text is not None and not (fed and planned is not None):

@@ -2,15 +2,16 @@
 
 All windows pass through one layer at a time (:func:`kizami.feedback.layers`). From a layer's moments follow
 its part of the imatrix and, on sampled rows, what the final rounding would do to the layer's outputs in
-every type. Small models then tell by probes what that does to the whole. Knows how to measure; neither
+every type. Small models then tell by probes what that does to the whole; of larger ones every layer's
+findings can be kept as they come, so that an interrupted pass is not lost. Knows how to measure; neither
 budgets nor files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -46,12 +47,57 @@ class Survey:
     sensitivities: Mapping[str, float]
 
 
+class Keeper(Protocol):
+    """Keeps findings for a later run (:class:`kizami.job.Job`)."""
+
+    def parts(self) -> Iterator[tuple[Imatrix, Any]]:
+        """What was kept, in order."""
+
+    def keep(self, part: Imatrix, found: Any) -> None:
+        """Keeps some tensors' part of the imatrix, and what else was found, of JSON's types."""
+
+
+class Earlier:
+    """What an interrupted pass found of the layers that it finished, and where this one keeps its own.
+
+    Attributes:
+        names: tensors of those layers.
+        entries: their part of the imatrix.
+        errors, units: of those that may lose bits, as :func:`survey` finds them.
+    """
+
+    def __init__(self, keeper: Keeper | None) -> None:
+        self.names = set[str]()
+        self.entries: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.errors: dict[str, dict[str, float]] = {}
+        self.units: dict[str, float] = {}
+        self._keeper = keeper
+        for part, found in keeper.parts() if keeper else ():
+            self.names.update(found["names"])
+            self.entries |= part.entries
+            self.errors |= found["errors"]
+            self.units |= found["units"]
+
+    def keep(
+        self,
+        names: list[str],
+        entries: dict[str, tuple[np.ndarray, np.ndarray]],
+        errors: dict[str, dict[str, float]],
+        units: dict[str, float],
+    ) -> None:
+        """Keeps what was found of some more tensors, if there is a place for it."""
+        if self._keeper:
+            found = {"names": names, "errors": errors, "units": units}
+            self._keeper.keep(Imatrix(entries=entries), found)
+
+
 def first_pass(
     model: Model,
     ids: np.ndarray,
     dataset: str,
     progress: Callable[[str, int, int], None] | None = None,
     cut: Cut = UNLIMITED,
+    keeper: Keeper | None = None,
 ) -> Survey:
     """Surveys a model, with probes where it is small enough.
 
@@ -61,14 +107,19 @@ def first_pass(
         dataset: name of the text, for the imatrix.
         progress: called with (stage, done, in total).
         cut: how the work is cut to fit in memory.
+        keeper: where each layer's findings are kept, and those of an earlier run are. Not for models that
+            are probed: probes need their rounded tensors, too.
 
     Raises:
         FormatError: a weight is not finite, or logits are not.
     """
     seen, apart = windows_apart(model, ids)
     imatrix = Imatrix(chunks=len(seen), chunk_size=seen.shape[1], datasets=[dataset])
-    layers = feedback.layers(model, seen, stage="survey", cut=cut, progress=progress)
-    found, rounded = survey(model.source, layers, imatrix, probed=len(apart) > 0, cut=cut)
+    probed = len(apart) > 0
+    earlier = Earlier(None if probed else keeper)
+    done = earlier.names
+    layers = feedback.layers(model, seen, done=done, stage="survey", cut=cut, progress=progress)
+    found, rounded = survey(model.source, layers, imatrix, probed=probed, cut=cut, earlier=earlier)
     measured = probe(model, apart, rounded, found.distortions, found.sensitivities, progress, cut)
     return Survey(imatrix, found.distortions, {**found.sensitivities, **measured})
 
@@ -79,6 +130,7 @@ def survey(
     imatrix: Imatrix,
     probed: bool = False,
     cut: Cut = UNLIMITED,
+    earlier: Earlier | None = None,
 ) -> tuple[Survey, dict[str, _core.Tensor]]:
     """Measures all tensors that may lose bits.
 
@@ -88,6 +140,7 @@ def survey(
         imatrix: says what text it will be of; its entries are filled here.
         probed: whether to round all tensors for probes.
         cut: whether weights leave memory when a tensor is measured.
+        earlier: what is known of the tensors that ``layers`` leaves out; findings are kept there.
 
     Returns:
         With sensitivities by class; and if ``probed``, tensors as they finally would be in ``TYPICAL``, or
@@ -121,12 +174,20 @@ def survey(
                 blocks = feedback.encode(tensor, coarse, None, curvatures)
                 rounded[name] = _core.Tensor(coarse, shapes[name], [blocks])
 
+    if earlier is not None:
+        imatrix.entries.update(earlier.entries)
+        errors |= earlier.errors
+        units |= earlier.units
     for of_layer, moments in layers:
-        imatrix.entries.update(moments.entries())
-        for name in [name for name in of_layer if name in units]:
+        entries = moments.entries()
+        imatrix.entries.update(entries)
+        measured = [name for name in of_layer if name in units]
+        for name in measured:
             measure(name, moments)
             cut.release(source)
         del moments  # not to be held while the next layer's are gathered
+        if earlier is not None:
+            earlier.keep(of_layer, entries, {n: errors[n] for n in measured}, {n: units[n] for n in measured})
     for name in [name for name in names if name not in errors]:
         measure(name, None)  # the embedding
     return Survey(imatrix, Distortions(errors), units), rounded
