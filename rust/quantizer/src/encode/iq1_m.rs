@@ -13,8 +13,9 @@ use bytemuck::Zeroable;
 use kizami_kernels::formats::iq1_m::{BlockIq1M, Iq1M};
 use kizami_kernels::isa::Isa;
 
-/// As in `iq1_s.rs`.
-const NEAR: [f32; 2] = [0.82, 1.0];
+/// As in `iq1_s.rs`. Under both .82 and 1 the plain error was .3 % lower, with feedback it was not, and encoding took half as
+/// long again.
+const NEAR: [f32; 1] = [0.9];
 
 /// The scales of a block; for a draft those that would suit any three values.
 #[inline(always)]

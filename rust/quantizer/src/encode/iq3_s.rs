@@ -26,8 +26,9 @@ impl Codebook<512> for Iq3S {
     }
 }
 
-/// Trial scales of a sub-block whose root mean square is one, while any magnitudes will do.
-const TRIALS: [f32; 7] = [0.12, 0.14, 0.165, 0.195, 0.235, 0.29, 0.36];
+/// Trial scales of a sub-block whose root mean square is one, while any magnitudes will do; the first as in
+/// `octets.rs`.
+const TRIALS: [f32; 7] = [0.068, 0.09, 0.12, 0.145, 0.175, 0.21, 0.265];
 /// What those lead to times these are the scales under which entries are searched to choose scales again.
 const NEAR: [f32; 3] = [0.8, 0.95, 1.12];
 /// The largest sub-scale.

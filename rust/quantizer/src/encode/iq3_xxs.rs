@@ -28,8 +28,9 @@ impl Codebook<256> for Iq3Xxs {
     }
 }
 
-/// Trial scales of a sub-block whose root mean square is one, while any magnitudes will do.
-const TRIALS: [f32; 7] = [0.029, 0.034, 0.041, 0.049, 0.06, 0.074, 0.092];
+/// Trial scales of a sub-block whose root mean square is one, while any magnitudes will do; the first as in
+/// `octets.rs`.
+const TRIALS: [f32; 7] = [0.0165, 0.022, 0.029, 0.035, 0.042, 0.051, 0.064];
 /// What those lead to times these are the scales under which entries are searched to choose scales again.
 const NEAR: [f32; 3] = [0.75, 0.92, 1.12];
 /// The largest sub-scale.

@@ -56,16 +56,18 @@ impl Octet {
         sums
     }
 
-    /// What would leave no residual of `w` in these columns.
+    /// The errors that leave no residuals, each making up for what is fed in and for those before it: `-f L⁻¹`.
     #[inline(always)]
-    pub(super) fn free(&self, w: &[Lanes; OCTET], fed: &[Lanes; OCTET]) -> [Lanes; OCTET] {
-        let mut free = self.residual(w, fed);
+    pub(super) fn given(&self, fed: &[Lanes; OCTET]) -> [Lanes; OCTET] {
+        let mut given = [Lanes::ZERO; OCTET];
         for j in 0..OCTET {
+            let mut sum = fed[j];
             for i in 0..j {
-                free[j] = free[j] - free[i] * Lanes::splat(self.u[i][j]);
+                sum = sum + given[i] * Lanes::splat(self.u[i][j]);
             }
+            given[j] = Lanes::ZERO - sum;
         }
-        free
+        given
     }
 
     /// `L D r` of residuals in columns `from..to`; others are as if they were none.
@@ -164,9 +166,9 @@ pub(super) mod tests {
     fn free_weights_leave_no_residual() {
         for seed in 50..54 {
             let (octet, row) = problem(seed, 1.0);
-            let free = octet.free(&row.w, &row.fed);
+            let given = octet.given(&row.fed);
             for l in 0..LANES {
-                let values = std::array::from_fn(|i| free[i].0[l]);
+                let values = std::array::from_fn(|i| row.w[i].0[l] - given[i].0[l]);
                 let zeros = loss(&octet, &row, l, &[0.0; OCTET]);
                 assert!(loss(&octet, &row, l, &values) < 1e-10 * zeros, "{seed}, {l}");
             }

@@ -25,14 +25,11 @@ impl<'a> Signed<'a> {
     pub(super) fn new(octet: &'a Octet, row: &Row) -> Self {
         let inverse = Lanes::splat(1.0) / row.scale.max(Lanes::splat(LEAST));
         let mut z = octet.pull(&octet.residual(&row.w, &row.fed), 0, OCTET);
-        let (mut signs, mut given) = ([Lanes::ZERO; OCTET], [Lanes::ZERO; OCTET]);
+        let given = octet.given(&row.fed);
+        let mut signs = [Lanes::ZERO; OCTET];
         for j in 0..OCTET {
             z[j] = z[j] * inverse;
-            given[j] = row.fed[j];
-            for i in 0..j {
-                given[j] = given[j] - given[i] * Lanes::splat(octet.u[i][j]);
-            }
-            signs[j] = (row.w[j] + given[j]).where_less(Lanes::ZERO, Lanes::splat(-1.0), Lanes::splat(1.0));
+            signs[j] = (row.w[j] - given[j]).where_less(Lanes::ZERO, Lanes::splat(-1.0), Lanes::splat(1.0));
         }
         Signed { octet, inverse, z, signs, magnitudes: [Lanes::ZERO; OCTET] }
     }

@@ -46,13 +46,9 @@ impl<'a, const N: usize> Block<'a, N> {
             *octet_mut(&mut whole, g) = octet.residual(octet_of(w, g), &sums);
             let mut sums = *fed;
             absorb(isa, &mut sums, &given[..OCTET * g], above);
-            for j in 0..OCTET {
-                let mut more = sums[j];
-                for i in 0..j {
-                    more = more + given[OCTET * g + i] * Lanes::splat(octet.u[i][j]);
-                }
-                given[OCTET * g + j] = Lanes::ZERO - more;
-                free[OCTET * g + j] = w[OCTET * g + j] + more;
+            *octet_mut(&mut given, g) = octet.given(&sums);
+            for j in OCTET * g..OCTET * (g + 1) {
+                free[j] = w[j] - given[j];
             }
         }
         Block { columns, at, count: set.count, frames: &set.frames, w, e, fed, whole, free }
@@ -145,7 +141,10 @@ impl<'a, const N: usize> Block<'a, N> {
             let above = self.columns.u(here, self.at, self.at + OCTET * g);
             absorb(isa, &mut row.fed, &self.e[..OCTET * g], above);
             if draft && F::Search::COARSE {
-                *octet_mut(&mut self.free, g) = octet.free(&row.w, &row.fed);
+                let given = octet.given(&row.fed);
+                for j in 0..OCTET {
+                    self.free[OCTET * g + j] = row.w[j] - given[j];
+                }
             }
             let found = F::Search::choose_whole(isa, octet, &row, draft, &mut codes[g]);
             let mut e = [Lanes::ZERO; OCTET];
