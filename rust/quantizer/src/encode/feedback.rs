@@ -5,7 +5,8 @@
 //! scales come from the plain search, on the weights that would be best if they were free; then codes are chosen in
 //! order, once as a draft and once for good. After the draft `d` is fitted under the whole metric; coarse codes, whose
 //! errors make weights after them larger, have all scales chosen again, for the weights that the draft met. The method is
-//! block LDL rounding (QuIP#, arXiv 2402.04396; GPTQ, 2210.17323) around the file's own scales.
+//! block LDL rounding (QuIP#, arXiv 2402.04396; GPTQ, 2210.17323) around the file's own scales. Last, codes are gone
+//! over again, each octet given all others of its block.
 //!
 //! With `w` the weights, `q` what codes stand for, `e = w - q`, `L` the block's part of `I + U` and `f` what earlier
 //! blocks feed in, the loss is `sum of d * r²` with `r = e L + f = (w L + f) - q L`. So the residuals of a pass also
@@ -14,6 +15,7 @@
 mod block;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 use super::Job;
 use super::lanes::{LANES, Lanes};
@@ -25,6 +27,7 @@ use block::Block;
 use kizami_kernels::dispatch::Op;
 use kizami_kernels::isa::Isa;
 use std::marker::PhantomData;
+use whole::Whole;
 
 /// Columns whose errors are fed on together: no block is longer.
 const PANEL: usize = MOST_OCTETS * OCTET;
@@ -120,9 +123,10 @@ impl Group<'_> {
         }
         let columns = Columns::new(curvature, start, width);
         for at in (0..width).step_by(N) {
+            let whole = Whole::new(isa, &columns, at, N);
             for (set, out) in self.sets.iter_mut().zip(self.out.chunks_mut(LANES * self.row_bytes)) {
                 let mut block = Block::<N>::new(isa, set, &columns, at);
-                block.encode::<I, F>(isa, self.gain, |row, block| {
+                block.encode::<I, F>(isa, &whole, self.gain, |row, block| {
                     let bytes = bytemuck::bytes_of(&block);
                     out[row * self.row_bytes + (start + at) / N * bytes.len()..][..bytes.len()]
                         .copy_from_slice(bytes);
@@ -184,9 +188,14 @@ impl<'a> Columns<'a> {
         &self.curvature.octet(self.start / OCTET + g)[self.start + from..self.start + to]
     }
 
+    /// `D` of a block.
+    fn pivots(&self, at: usize, n: usize) -> &[f32] {
+        &self.curvature.pivots()[self.start + at..][..n]
+    }
+
     /// The diagonal of the metric of a block: what a squared error costs if later blocks make up for it.
     fn diagonal<const N: usize>(&self, at: usize) -> [f32; N] {
-        let pivots = &self.curvature.pivots()[self.start + at..][..N];
+        let pivots = self.pivots(at, N);
         let mut sums: [f32; N] = pivots.try_into().expect("a whole block");
         for g in 0..N / OCTET {
             let from = at / OCTET + g;

@@ -73,6 +73,7 @@ pub(super) struct QuadSearch;
 impl Search for QuadSearch {
     type Code = Code;
     const COARSE: bool = true;
+    const DRAFTS_HAVE_CODES: bool = true;
 
     #[inline(always)]
     fn choose_plain<I: Isa, const N: usize>(

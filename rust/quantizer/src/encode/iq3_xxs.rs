@@ -74,6 +74,7 @@ pub(super) struct EvenQuadSearch;
 impl Search for EvenQuadSearch {
     type Code = Code;
     const COARSE: bool = true;
+    const DRAFTS_HAVE_CODES: bool = true;
 
     #[inline(always)]
     fn choose_plain<I: Isa, const N: usize>(

@@ -70,6 +70,21 @@ impl Octet {
         given
     }
 
+    /// What errors elsewhere would have to feed in to pull like this: `f` where `L D f` is the pull.
+    #[inline(always)]
+    pub(super) fn pulled_by(&self, pull: &[Lanes; OCTET]) -> [Lanes; OCTET] {
+        let mut weighted = *pull;
+        for i in (0..OCTET).rev() {
+            for k in i + 1..OCTET {
+                weighted[i] = weighted[i] - weighted[k] * Lanes::splat(self.u[i][k]);
+            }
+        }
+        for i in 0..OCTET {
+            weighted[i] = weighted[i] * Lanes::splat(1.0 / self.d[i]);
+        }
+        weighted
+    }
+
     /// `L D r` of residuals in columns `from..to`; others are as if they were none.
     #[inline(always)]
     pub(super) fn pull(&self, r: &[Lanes; OCTET], from: usize, to: usize) -> [Lanes; OCTET] {
@@ -171,6 +186,18 @@ pub(super) mod tests {
                 let values = std::array::from_fn(|i| row.w[i].0[l] - given[i].0[l]);
                 let zeros = loss(&octet, &row, l, &[0.0; OCTET]);
                 assert!(loss(&octet, &row, l, &values) < 1e-10 * zeros, "{seed}, {l}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_fed_in_pulls_as_asked_for() {
+        for seed in 60..64 {
+            let (octet, row) = problem(seed, 1.0);
+            let back = octet.pull(&octet.pulled_by(&row.w), 0, OCTET);
+            for l in 0..LANES {
+                let most = (0..OCTET).map(|i| row.w[i].0[l].abs()).fold(0.0, f32::max);
+                assert!((0..OCTET).all(|i| (back[i].0[l] - row.w[i].0[l]).abs() < 1e-4 * most));
             }
         }
     }

@@ -169,6 +169,7 @@ impl<F: Codebook<ENTRIES>, const ENTRIES: usize, const PARITY: bool> Search
 {
     type Code = Code;
     const COARSE: bool = true;
+    const DRAFTS_HAVE_CODES: bool = true;
 
     #[inline(always)]
     fn choose_plain<I: Isa, const N: usize>(

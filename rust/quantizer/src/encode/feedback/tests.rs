@@ -3,9 +3,10 @@
 
 use super::*;
 use crate::encode::encode_rows_with_feedback;
+use crate::encode::split::Search;
 use crate::encode::tests::{awkward_rows, block_types, decode, encode, gaussian, moments};
 use crate::{Error, Metric};
-use kizami_kernels::formats::{Iq1M, Iq1S, Iq2S, Iq2Xxs, Iq3S, Iq3Xxs, Iq4Nl, Q4_1, Q4K, Q6K};
+use kizami_kernels::formats::{Iq1M, Iq1S, Iq2S, Iq2Xxs, Iq3S, Iq3Xxs, Iq4Nl, Q2K, Q4_1, Q4K, Q6K};
 use kizami_kernels::{Type, dispatch, levels, set_level};
 
 const COLS: usize = 512;
@@ -178,4 +179,108 @@ fn what_is_fed_on_is_the_error_of_what_was_written() {
     check::<Iq2S, 256>(Type::Iq2S);
     check::<Iq1S, 256>(Type::Iq1S);
     check::<Iq1M, 256>(Type::Iq1M);
+}
+
+/// The loss of sixteen rows after a pass in order, and after sweeps under the same scales.
+struct Losses<'a, F, const N: usize>(&'a Curvature, &'a [f32], PhantomData<F>);
+
+impl<F: Split<N>, const N: usize> Op for Losses<'_, F, N> {
+    type Out = [f64; 4];
+    fn run<I: Isa>(self, isa: I) -> [f64; 4] {
+        let (curvature, mut set) = (self.0, Set::new(self.1, N));
+        let columns = Columns::new(curvature, 0, N);
+        let whole = Whole::new(isa, &columns, 0, N);
+        let mut codes = [[Default::default(); LANES]; MOST_OCTETS];
+        let mut values = [Lanes::ZERO; N];
+        let mut losses = [0.0; 4];
+        let mut block = Block::<N>::new(isa, &mut set, &columns, 0);
+        let (scales, frames) = block.choose_scales::<I, F>(isa, false);
+        for (i, loss) in losses.iter_mut().enumerate() {
+            let whole = (i > 0).then_some(&whole);
+            block.choose_codes::<I, F>(isa, whole, &scales, &frames, false, &mut codes, &mut values);
+            block.leave_errors(&scales, &frames, &values);
+            let rows: Vec<f32> = (0..LANES).flat_map(|l| block.e.iter().map(move |e| e.0[l])).collect();
+            *loss = curvature.loss(&rows);
+            for (g, codes) in codes[..N / OCTET].iter().enumerate() {
+                for l in 0..LANES {
+                    let of_code = <F::Search as Search>::values(codes[l]);
+                    assert!((0..OCTET).all(|i| of_code[i] == values[OCTET * g + i].0[l]));
+                }
+            }
+        }
+        losses
+    }
+}
+
+fn sweeps<F: Split<N>, const N: usize>(bound: f64) {
+    let rows: Vec<f32> = gaussian(60, LANES * N).iter().map(|x| 0.03 * x).collect();
+    for rank in [N / 8, 4 * N] {
+        let curvature = Curvature::new(&moments(61, N, rank), N, 0.01).unwrap();
+        let [before, first, second, third] = dispatch(Losses::<F, N>(&curvature, &rows, PhantomData));
+        assert!(second < first && third <= second * (1.0 + 1e-6));
+        assert!(first < bound * before, "{} of {before}", first / before);
+    }
+}
+
+#[test]
+fn sweeps_lower_the_loss_and_leave_codes_for_what_they_stand_for() {
+    sweeps::<Iq4Nl, 32>(0.9);
+    sweeps::<Q4K, 256>(0.9);
+    sweeps::<Q2K, 256>(0.9);
+    sweeps::<Iq3Xxs, 256>(0.9);
+    sweeps::<Iq2Xxs, 256>(0.9);
+    sweeps::<Iq3S, 256>(0.9);
+    sweeps::<Iq2S, 256>(0.9);
+    sweeps::<Iq1S, 256>(0.9);
+    sweeps::<Iq1M, 256>(0.9);
+}
+
+#[test]
+fn the_metric_of_a_block_is_the_one_of_its_losses() {
+    let cols = 512;
+    let curvature = Curvature::new(&moments(62, cols, 60), cols, 0.01).unwrap();
+    for (panel, at, n) in [(0, 0, 256), (256, 0, 256), (256, 96, 32)] {
+        let columns = Columns::new(&curvature, panel, 256);
+        let whole = dispatch(Build(&columns, at, n));
+        let e = gaussian(63, n);
+        let mut row = vec![0.0; cols];
+        row[panel + at..][..n].copy_from_slice(&e);
+        // Later blocks make up for what this one does: columns behind it do not count.
+        let expected: f64 = (0..n)
+            .map(|j| {
+                let u = |i: usize| {
+                    f64::from(curvature.octet((panel + at + j) / OCTET)[panel + at + i][j % OCTET])
+                };
+                let r: f64 = f64::from(e[j]) + (0..j).map(|i| f64::from(e[i]) * u(i)).sum::<f64>();
+                f64::from(curvature.pivots()[panel + at + j]) * r * r
+            })
+            .sum();
+        let mut found = 0.0;
+        for i in 0..n {
+            for j in 0..n {
+                found += f64::from(e[i])
+                    * f64::from(whole.columns[n * (j / OCTET) + i][j % OCTET])
+                    * f64::from(e[j]);
+            }
+        }
+        assert!((found - expected).abs() < 1e-4 * expected, "{found} against {expected}");
+        for (g, octet) in whole.octets.iter().enumerate() {
+            for i in 0..OCTET {
+                for j in 0..OCTET {
+                    let (found, expected) = (octet.m[i][j], whole.columns[n * g + OCTET * g + i][j]);
+                    assert!((found - expected).abs() < 1e-4 * octet.m[i][i].max(octet.m[j][j]));
+                }
+            }
+        }
+    }
+}
+
+/// [`Whole::new`].
+struct Build<'a>(&'a Columns<'a>, usize, usize);
+
+impl Op for Build<'_> {
+    type Out = Whole;
+    fn run<I: Isa>(self, isa: I) -> Whole {
+        Whole::new(isa, self.0, self.1, self.2)
+    }
 }
