@@ -20,7 +20,6 @@ import sys
 from pathlib import Path
 
 import kizami
-from kizami import feedback
 from kizami.allocation import make_plan
 from kizami.calibrate import calibration_windows
 from kizami.encode import write
@@ -114,15 +113,14 @@ class Peer:
 
 
 class Kizami:
-    """Our side: one pass over the calibration text serves all sizes."""
+    """Our side: one survey of the calibration text serves all sizes, a second pass makes each file."""
 
     def __init__(self, model: Path, n_ctx: int) -> None:
         self.reference = kizami.load(model, activations="f32")
+        self.model, self.n_ctx = model, n_ctx
         text = read_text(model / "calibration.txt")
         self.hash, windows = text_hash(text), calibration_windows(self.reference, text, n_ctx)
         self.found = first_pass(self.reference, windows, "calibration.txt")
-        # All layers' moments at once: the models this is for are small.
-        self.layers = list(feedback.layers(self.reference, windows))
 
     def quantized(self, size: int, out: Path) -> float:
         """Writes the best file of at most so many bytes; returns its predicted KLD."""
@@ -136,7 +134,9 @@ class Kizami:
             calibration=self.hash,
         )
         if not out.exists():
-            write(source, plan, out, self.found.imatrix, layers=self.layers, calibration=self.hash)
+            plan.save(path := out.with_suffix(".plan.json"))
+            text = self.model / "calibration.txt"
+            kizami.quantize(self.model, out, plan=path, calibration=text, ctx=self.n_ctx, force=True)
         assert plan.predicted_kld is not None
         return plan.predicted_kld
 

@@ -4,10 +4,11 @@
     .venv/bin/python bench/rounding.py --model DIR --types IQ1_S IQ2_XXS --texts code.txt --json out.json
     .venv/bin/python bench/rounding.py --llama build/bin/llama-quantize    # ggml's own encoders beside them
 
-Embedding, head, router and norms stay as they are, so both files have the same bytes and nothing but
-rounding differs. Statistics come from DIR/calibration.txt; figures from DIR/eval.txt and from any other texts
-named, with float activations. The interval is that of the mean over windows of the paired difference. With
-llama-quantize there is a third file, of the same types, from the same imatrix; else that column is empty.
+Embedding, head, router and norms stay as they are, so tensors of both files have the same bytes and nothing
+but rounding differs. Statistics come from DIR/calibration.txt; figures from DIR/eval.txt and from any other
+texts named, with float activations. The interval is that of the mean over windows of the paired difference.
+With llama-quantize there is a third file, of the same types, from the same imatrix; else that column is
+empty.
 """
 
 from __future__ import annotations
@@ -86,23 +87,26 @@ def compare(model: Path, options: argparse.Namespace) -> list[dict]:
         path.name: windows(reference, read_text(path), n_ctx)[: options.windows]
         for path in (model / "eval.txt", *options.texts)
     }
-    # All layers' moments at once: the models this is for are small.
-    moments = list(feedback.layers(reference, calibration))
     imatrix = Imatrix(chunks=len(calibration), chunk_size=n_ctx, datasets=["calibration.txt"])
-    for _, layer in moments:
+    for _, layer in feedback.layers(reference, calibration, moments=False):
         imatrix.entries.update(layer.entries())
     rows = []
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         plain, fed, theirs = (Path(folder, f"{name}.gguf") for name in ("plain", "feedback", "ggml"))
         ggml = Ggml(options.llama, Path(folder), reference.source, imatrix) if options.llama else None
+        # As much of the text as the tokens are of all of it.
+        share = calibration.size / calibration_windows(reference, text, n_ctx).size
+        kept = Path(folder, "calibration.txt")
+        kept.write_text(text[: round(share * len(text))], encoding="utf-8")
         for name in options.types:
             plan = projections(reference.source, name)
-            seconds = []
-            for path, layers in ((plain, ()), (fed, moments)):
-                start = time.perf_counter()
-                write(reference.source, plan, path, imatrix, layers=layers)
-                seconds.append(time.perf_counter() - start)
-            assert plain.stat().st_size == fed.stat().st_size
+            plan.save(saved := Path(folder, "plan.json"))
+            start = time.perf_counter()
+            write(reference.source, plan, plain, imatrix)
+            seconds = [time.perf_counter() - start]
+            start = time.perf_counter()
+            kizami.quantize(model, fed, plan=saved, calibration=kept, ctx=n_ctx, force=True)
+            seconds.append(time.perf_counter() - start)
             paths = [plain, fed]
             if ggml is not None:
                 ggml.quantize(plan, theirs)

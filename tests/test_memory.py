@@ -114,7 +114,7 @@ def test_a_limit_changes_no_byte(job, tmp_path, monkeypatch):
     model, options, expected, _ = job
     cuts = []
     monkeypatch.setattr(quantize, "cut_to", lambda *args: cuts.append(cut_to(*args)) or cuts[-1])
-    smallest = least(package.load(model, activations="f32"), (15, 128), True)
+    smallest = least(package.load(model, activations="f32"), (15, 128), True, True)
     report = package.quantize(model, tmp_path / "out.gguf", max_memory=smallest * 5 // 4, **options)
     assert (tmp_path / "out.gguf").read_bytes() == expected
     assert report.least_memory is not None

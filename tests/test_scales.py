@@ -161,7 +161,7 @@ def test_verification_reads_scales_beside_what_is_written(scaled, tmp_path, monk
 
     class Watched(Verification):
         def result(self):
-            for name, tensor in self._written.items():
+            for name, tensor in self._output.tensors.items():
                 scale = None if tensor.scale is None else np.array(tensor.scale)
                 seen[name] = tensor.type, tensor.dequantize(), scale
             return super().result()

@@ -351,15 +351,19 @@ class GgufWriter:
 class Curvature:
     """What an error in one input column of a matrix may be traded for in others: second moments, factored."""
 
-    def __new__(cls, moments: NDArray[np.float64], damping: float = 0.01) -> Curvature:
+    def __new__(
+        cls, moments: NDArray[np.float64], damping: float = 0.01, drift: NDArray[np.float64] | None = None
+    ) -> Curvature:
         """Factors moments.
 
         Args:
             moments: mean of `x xᵀ` over inputs `x`, float64 `[cols, cols]`, symmetric; `cols` is a multiple of 32.
             damping: share of the mean diagonal that is added to the diagonal, 0 to 1.
+            drift: mean of `(y - x) xᵀ`, float64 `[cols, cols]`, where outputs are wanted as for inputs `y`: rounding
+                then makes up for what inputs have lost, too (GPTAQ, arXiv 2504.02692).
 
         Raises:
-            UsageError: the moments are no square, or damping is out of range.
+            UsageError: the moments are no square, drift is of another shape, or damping is out of range.
             FormatError: the moments are not finite, not symmetric, or larger than their diagonal allows.
         """
 
@@ -369,10 +373,25 @@ class Curvature:
 
 @final
 class Observer:
-    """Sums of squares of every linear layer's input: the imatrix in the making. Filled by `forward` calls."""
+    """Sums of squares of every linear layer's input: the imatrix in the making. Filled by `forward` calls.
+
+    Or, from `of_inputs`, inputs themselves, for another to follow: no method is for those (UsageError).
+    """
 
     def __new__(cls, moments: Sequence[str] | None = None) -> Observer:
         """An empty one, which also collects second moments for the tensors that `moments` names."""
+
+    @staticmethod
+    def of_inputs(names: Sequence[str]) -> Observer:
+        """One that keeps the inputs of these tensors as they are: of a single pass of some tokens."""
+
+    def follow(self, observer: Observer) -> None:
+        """Inputs of the same tokens, which come next, will be compared with those that `observer` has seen; it gives
+        them away.
+
+        Raises:
+            UsageError: `observer` is not one of inputs.
+        """
 
     def entries(self) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
         """(tensor name, sums float32 `[n_mat, cols]`, tokens float32 `[n_mat]`)."""
@@ -385,6 +404,13 @@ class Observer:
 
         None where they were not asked for, or nothing was seen.
         """
+
+    def pairs(self, name: str) -> NDArray[np.float64] | None:
+        """Inputs of each matrix of a tensor that were compared with others, float64 `[n_mat]`; None where none were."""
+
+    def take_drift(self, name: str, index: int) -> NDArray[np.float64] | None:
+        """Sums of `(y - x) xᵀ` over inputs `x` of one matrix and the `y` they were compared with, float64 `[cols, cols]`;
+        they are forgotten here. None where nothing was compared."""
 
 @final
 class Cache:
@@ -609,6 +635,26 @@ class FfnBlock:
 
         Raises:
             UsageError: an array is not contiguous.
+            FormatError: shapes that do not fit together, or no such experts.
+        """
+
+    def show(
+        self,
+        x: NDArray[np.float32],
+        first: int,
+        end: int,
+        observer: Observer,
+        *,
+        last: bool,
+        hidden: bool,
+        activations: str = "int8",
+    ) -> None:
+        """Shows what experts `first` to `end` would take in if `x` passed, with the `last` ones what all tokens pass, too.
+
+        What gate and up take in, and with `hidden`, which multiplies them, down.
+
+        Raises:
+            UsageError: `x` is not contiguous.
             FormatError: shapes that do not fit together, or no such experts.
         """
 

@@ -13,21 +13,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kizami import feedback
-from kizami.allocation import make_plan
-from kizami.calibrate import calibration_windows
-from kizami.encode import write
 from kizami.engine import from_source, load
 from kizami.evaluate import score, windows
-from kizami.plan import uniform_plan
-from kizami.provenance import text_hash
+from kizami.quantize import Report, quantize
 from kizami.recipe import read_text
-from kizami.survey import first_pass
 
 EMBEDDED = Path(__file__).parent / "data" / "tiny-deepseek"
 UNIFORM = "IQ2_XXS"
-# Half of the calibration text: enough for eight experts, and for the patience of who watches.
-CALIBRATION_TOKENS = 65_536
+# A part of the calibration text: enough for eight experts, and for the patience of who watches.
+CALIBRATION_CHARACTERS = 200_000
 # The embedded model was trained on short rows: beyond 256 tokens its perplexity rises fourfold.
 N_CTX = 256
 PROMPT = "The compiler checks that"
@@ -66,25 +60,17 @@ def run(
 def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> DemoResult:
     reference = load(EMBEDDED, activations="f32")
     source = reference.source
-    text = read_text(EMBEDDED / "calibration.txt")
-    ids = calibration_windows(reference, text, N_CTX, CALIBRATION_TOKENS)
-    found = first_pass(reference, ids, "calibration.txt", progress)
-    uniform = uniform_plan(source, UNIFORM)
-    uniform_path = folder / f"tiny-deepseek-{UNIFORM}.gguf"
-    write(source, uniform, uniform_path, found.imatrix, progress)
-    dynamic = make_plan(
-        source,
-        size=uniform_path.stat().st_size,
-        imatrix=found.imatrix,
-        distortions=found.distortions,
-        sensitivities=found.sensitivities,
-        calibration=text_hash(text),
-    )
-    dynamic_path = folder / "tiny-deepseek-dynamic.gguf"
-    layers = feedback.layers(reference, ids, progress=progress)
-    write(source, dynamic, dynamic_path, found.imatrix, progress, layers, text_hash(text))
+    with tempfile.TemporaryDirectory(prefix="kizami-demo-") as name:
+        text = Path(name, "calibration.txt")
+        text.write_text(read_text(EMBEDDED / "calibration.txt")[:CALIBRATION_CHARACTERS], encoding="utf-8")
 
-    plans = {dynamic_path: dynamic, uniform_path: uniform}
+        def made(out: Path, **options: Any) -> Report:
+            options |= {"calibration": text, "ctx": N_CTX, "force": True, "progress": progress}
+            return quantize(EMBEDDED, out, **options)
+
+        uniform = made(folder / f"tiny-deepseek-{UNIFORM}.gguf", type=UNIFORM, rounding="plain")
+        dynamic = made(folder / "tiny-deepseek-dynamic.gguf", size=uniform.bytes)
+    plans = {Path(report.path): report for report in (dynamic, uniform)}
     models = [load(path) for path in plans]
     ids = windows(reference, read_text(EMBEDDED / "eval.txt"), N_CTX)
     rows, ppl_ref = [], 0.0

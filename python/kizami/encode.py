@@ -106,7 +106,8 @@ def encode(
     """
     if imatrix is not None and not any(t.name in imatrix.entries for t in plan.tensors):
         raise FormatError("imatrix: found no entry for any tensor of the model, expected one of this model")
-    left = {t.name: t for t in plan.tensors if not {t.name, *scales_of(t)} <= set(done)}
+    there = finished(plan, done)
+    left = {t.name: t for t in plan.tensors if t.name not in there}
 
     def put(planned: PlannedTensor, moments: Statistics | None) -> None:
         tensor = source[planned.name]
@@ -130,6 +131,11 @@ def releasing(pieces: Iterable[np.ndarray], source: Any, cut: Cut) -> Iterator[n
     for piece in pieces:
         yield piece
         cut.release(source)
+
+
+def finished(plan: Plan, done: Collection[str]) -> set[str]:
+    """Names of the tensors of a plan that are ``done``, with the scales beside them."""
+    return {t.name for t in plan.tensors if {t.name, *scales_of(t)} <= set(done)}
 
 
 def scales_of(planned: PlannedTensor) -> list[str]:

@@ -6,7 +6,7 @@ keep for a whole model, and therefore all windows pass through one layer at a ti
 rounds that layer takes its moments before the next one begins. Where memory is short, a few of a layer's
 experts at a time, and what waits meanwhile waits on disk; the numbers are the same.
 
-Knows models and statistics; neither types nor files.
+Knows models, sources and outputs, and statistics; neither types nor files.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from kizami.embedding import NAME, Embedded, metric
 from kizami.engine import Model
 from kizami.memory import PIECE, UNLIMITED, Cut
 from kizami.moments import Curvatures, Moments, Statistics
+from kizami.passage import Alone, Beside
 from kizami.spill import Spill
 from kizami.stream import Stream
+from kizami.written import Output
 
 # Rows that share scales in FP8 checkpoints are not parted.
 ROWS = 128
@@ -85,6 +87,7 @@ def layers(
     moments: bool = True,
     cut: Cut = UNLIMITED,
     progress: Callable[[str, int, int], None] | None = None,
+    output: Output | None = None,
 ) -> Iterator[tuple[list[str], Statistics]]:
     """Passes windows through the model one layer at a time: attention, then the rest.
 
@@ -97,6 +100,9 @@ def layers(
         moments: whether to gather second moments, too, and not only the imatrix.
         cut: how the work is cut to fit in memory; the numbers do not depend on it.
         progress: called with (stage, steps done, in total).
+        output: what is written of the model: what is ``done``, and whatever was yielded when the next is
+            asked for. Then moments are of what the written model takes in, with how that differs from what
+            the source does (:mod:`kizami.passage`).
 
     Yields:
         First the token embedding's name and what stands for its moments; then names of some of a layer's
@@ -131,26 +137,32 @@ def layers(
         return Moments(names, shapes, spill, second=moments)
 
     with Spill(cut.folder) as spill:
-        stream = Stream(model.decoder, model, ids, cut, spill, passed)
-        for (prefix, layer), part in zip(stack, parts, strict=True):
+        passage = Alone(Stream(model.decoder, model, ids, cut, spill, passed))
+        if output is not None:
+            second = Stream(output.decoder(), model, ids, cut, spill, lambda: None)
+            passage = Beside(passage.stream, second, output)
+        for number, ((prefix, layer), part) in enumerate(zip(stack, parts, strict=True)):
             names = wanted(prefix + "attn")
             found = observe(names, IN_MEMORY)
-            stream.attend(layer, found.observer)
+            passage.attend(layer, found)
             found.take()
             cut.release(model.source)
             if names:
                 yield names, found
-            names = [name for name in wanted(prefix) if name not in names]
-            with Spill(cut.folder if len(part) > 1 else None) as waiting:
-                found = observe(names, waiting)
-                for first, end in part:
-                    stream.feed_forward(layer.feed_forward, found.observer, first, end)
-                    found.take()
-                    cut.release(model.source)
-                if names:
-                    yield names, found
+            passage.attention_is_written(number)
+            rest = [name for name in wanted(prefix) if name not in names]
+            for names, passes in passage.steps(rest):
+                with Spill(cut.folder if len(part) > 1 else None) as waiting:
+                    found = observe(names, waiting)
+                    for first, end in part:
+                        passes(number, layer.feed_forward, found, first, end)
+                        found.take()
+                        cut.release(model.source)
+                    if names:
+                        yield names, found
+            passage.layer_is_written(number)
         if head:
             found = observe(head, IN_MEMORY)
-            stream.observe_head(found.observer)
+            passage.head(model.decoder.head, found)
             found.take()
             yield head, found

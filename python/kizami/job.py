@@ -364,7 +364,7 @@ class Job:
         matrix = beside(self.out, IMATRIX)
         # One that was being written when the job was killed has a longer name.
         halves = self.out.parent.glob(f".{glob.escape(matrix.name)}*.partial*")
-        parts = self.out.parent.glob(f"{glob.escape(matrix.name)}-*")
+        parts = self.out.parent.glob(f"{glob.escape(matrix.name)}-*[0-9]")
         for path in [*self._temporaries(), matrix, *parts, *halves]:
             path.unlink(missing_ok=True)
 

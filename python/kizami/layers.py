@@ -79,6 +79,20 @@ class Batch:
             x, sums, first, end, last=last, activations=self.activations, observer=self.observer
         )
 
+    def show(self, x: np.ndarray, block: _core.FfnBlock, first: int, end: int, *, hidden: bool) -> None:
+        """Shows the observer what experts ``first`` to ``end`` would take in, down only if ``hidden``; ``x``
+        stays."""
+        assert self.observer is not None
+        block.show(
+            x,
+            first,
+            end,
+            self.observer,
+            last=end == block.experts,
+            hidden=hidden,
+            activations=self.activations,
+        )
+
     def logits(self, x: np.ndarray, head: _core.Head) -> np.ndarray:
         """Logits ``[wanted, vocab]``; declares the batch's tokens complete in their caches."""
         for cache, length in zip(self.caches, self.lens, strict=True):

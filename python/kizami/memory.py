@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import psutil
@@ -29,6 +29,8 @@ APART, SHARE = 16, 16
 ENOUGH = 8
 # What the interpreter, libraries and allocators take beyond what is counted.
 SLACK = 128 << 20
+# Inputs that wait to be added to sums.
+PENDING = 256
 # Weights of a tensor that are encoded together: what is made of them is written and forgotten.
 PIECE = 1 << 24
 # Curvatures of sampled experts, a quarter of their moments each, and the mean of all, that of the layer,
@@ -106,6 +108,18 @@ class LayerNeed:
         )
 
 
+class Budget(Protocol):
+    """What cuts are compared by."""
+
+    def total(self, cut: Cut) -> int:
+        """Bytes in memory, with a cut of the work."""
+        ...
+
+    def on_disk(self, cut: Cut) -> int:
+        """Bytes in files, with a cut of the work."""
+        ...
+
+
 @dataclass(frozen=True)
 class Need:
     """Bytes that a pass takes at its peak.
@@ -134,15 +148,37 @@ class Need:
         return self.waiting + max(layer.n_expert * layer.moments["expert"] for layer in self.layers)
 
 
-def need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool) -> Need:
-    """What a pass with second moments takes.
+@dataclass(frozen=True)
+class Largest:
+    """What passes that follow one another take."""
+
+    needs: tuple[Need, ...]
+
+    def total(self, cut: Cut) -> int:
+        """In memory, with a cut of the work."""
+        return max(one.total(cut) for one in self.needs)
+
+    def on_disk(self, cut: Cut) -> int:
+        """In files, with a cut of the work."""
+        return max(one.on_disk(cut) for one in self.needs)
+
+
+def need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool, beside: bool = False) -> Budget:
+    """What passes with second moments take.
 
     Args:
         model: a loaded model.
         ids_shape: ``(n_windows, n_ctx)`` of the text, windows that are kept for verification among them.
         windows: that run together.
         probed: whether it is a survey that may end in probes.
+        beside: whether, in a pass after that, windows pass what is written, too, and inputs of both are
+            compared: there are twice as many moments, and what is made of them.
     """
+    first = _need(model, ids_shape, windows, probed, 1)
+    return Largest((first, _need(model, ids_shape, windows, False, 2))) if beside else first
+
+
+def _need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool, both: int) -> Need:
     source, n_layer = model.source, len(model.decoder.layers)
     n_windows, n_ctx = ids_shape
     tokens, imatrix = min(windows, n_windows) * n_ctx, 0
@@ -155,7 +191,8 @@ def need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool) -> 
         if layer is None or len(shape) < 2:
             continue
         n_mat, rows, cols = [1, 1, *shape][-3:]
-        own = 8 * cols * cols
+        # Sums, and inputs that are not in them yet: three times as many with those they are compared with.
+        own = 8 * cols * cols * both + 4 * PENDING * cols * (2 * both - 1)
         imatrix += 4 * n_mat * cols
         weights = math.ceil(source[name].nbytes / n_mat)
         part = "attention" if ".attn" in name else "expert" if "_exps" in name else "rest"
@@ -166,26 +203,26 @@ def need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool) -> 
         if part == "expert":
             layer.n_expert = max(layer.n_expert, n_mat)
             layer.passing[part] += weights
-            layer.chosen += 8 * tokens * (rows + cols)
+            layer.chosen += both * 8 * tokens * (rows + cols)
         else:
-            layer.passing[part] += n_mat * (weights + 4 * tokens * (rows + cols))
+            layer.passing[part] += n_mat * (weights + both * 4 * tokens * (rows + cols))
         if observed not in seen:
             seen.add(observed)
             by_expert = "_exps" in observed
             layer.moments["expert" if by_expert else part] += own if by_expert else n_mat * own
     for layer in tensors.values():
-        layer.passing["rest"] += 24 * tokens * d
+        layer.passing["rest"] += both * 24 * tokens * d
     # The head's moments, the embedding's metric; two heads, and the logits that are compared.
     ends = LayerNeed()
-    ends.moments["rest"] = 8 * d * d
-    ends.rounding["rest"] = 3 * 8 * d * d + 4 * PIECE
+    ends.moments["rest"] = both * 8 * d * d
+    ends.rounding["rest"] = both * 3 * 8 * d * d + 4 * PIECE
     head = source["output.weight" if "output.weight" in source else "token_embd.weight"]
     ends.passing["rest"] = 2 * head.nbytes + 8 * LOGIT_ROWS * LOGIT_ARRAYS * n_vocab
     source.release()  # what is mapped so far does not stay
     held, logits = _probes(model, ids_shape) if probed else (0, 0)
     base = psutil.Process().memory_info().rss + imatrix + SLACK + held
-    # Two arrays for each window; twice as many for those that are verified.
-    waiting = 8 * n_ctx * d * (n_windows + 2 * min(-(-n_windows // SHARE), APART)) + logits
+    # Two arrays for each window and stream; two streams of those that are verified.
+    waiting = 8 * n_ctx * d * (both * n_windows + 2 * min(-(-n_windows // SHARE), APART)) + logits
     return Need(base, waiting, [*tensors.values(), ends], getattr(model.config, "n_expert_used", 0))
 
 
@@ -202,17 +239,24 @@ def _probes(model: Any, ids_shape: tuple[int, ...]) -> tuple[int, int]:
     return copy, 2 * apart.size * model.source["token_embd.weight"].shape[0]
 
 
-def least(model: Any, ids_shape: tuple[int, ...], probed: bool) -> int:
+def least(model: Any, ids_shape: tuple[int, ...], probed: bool, beside: bool = False) -> int:
     """Bytes of the smallest cut of a pass; arguments as for :func:`need`."""
-    return need(model, ids_shape, 1, probed).total(Cut(1, 1, Path(), lean=True))
+    return need(model, ids_shape, 1, probed, beside).total(Cut(1, 1, Path(), lean=True))
 
 
-def cut_to(limit: int | None, model: Any, ids_shape: tuple[int, ...], folder: Path, probed: bool) -> Cut:
+def cut_to(
+    limit: int | None,
+    model: Any,
+    ids_shape: tuple[int, ...],
+    folder: Path,
+    probed: bool,
+    beside: bool = False,
+) -> Cut:
     """The fastest cut of a pass within a limit.
 
     Args:
         limit: bytes that the process may take; None for any number.
-        model, ids_shape, probed: as for :func:`need`.
+        model, ids_shape, probed, beside: as for :func:`need`.
         folder: where files may wait.
 
     Raises:
@@ -223,7 +267,7 @@ def cut_to(limit: int | None, model: Any, ids_shape: tuple[int, ...], folder: Pa
     n_expert = max((layer.feed_forward.experts for layer in model.decoder.layers), default=0)
     found: list[Cut] = []
     for windows in (TOGETHER, 1):
-        needed = need(model, ids_shape, windows, probed)
+        needed = need(model, ids_shape, windows, probed, beside)
         for kept in (None, folder):
             if needed.total(whole := Cut(windows, None, kept, lean=True)) <= limit:
                 return whole
@@ -236,6 +280,6 @@ def cut_to(limit: int | None, model: Any, ids_shape: tuple[int, ...], folder: Pa
     if found:
         return max(found, key=lambda cut: cut.experts or 0)
     raise UsageError(
-        f"max-memory: found {limit:,} bytes, expected at least {least(model, ids_shape, probed):,}",
+        f"max-memory: found {limit:,} bytes, expected at least {least(model, ids_shape, probed, beside):,}",
         hint="fewer tokens at a time (--ctx) take less",
     )

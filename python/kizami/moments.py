@@ -1,4 +1,5 @@
-"""Second moments of what linear layers take in, and what error feedback makes of them.
+"""Second moments of what linear layers take in, and how that goes together with what it has lost on the way
+there; and what error feedback makes of both.
 
 Knows which tensors of a layer share their inputs, and how experts that saw little borrow from the others.
 Does not know how text passes through a model (feedback.py).
@@ -6,7 +7,7 @@ Does not know how text passes through a model (feedback.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, overload
 
 import numpy as np
@@ -54,14 +55,19 @@ def observed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
 class Curvatures(Sequence[_core.Curvature]):
     """One per matrix of a tensor, or a single one that serves all of them.
 
-    Those of many matrices are made when asked for and not kept: each is a quarter the size of its moments.
+    Those of many matrices are made when asked for and not kept: each is a quarter the size of its moments, with
+    drift three quarters.
     """
 
-    def __init__(self, means: Sequence[np.ndarray] | np.ndarray) -> None:
-        """Takes float64 ``[cols, cols]`` for each; a single one is not kept."""
-        self._only = _core.Curvature(means[0]) if len(means) == 1 else None
-        self._means = means if self._only is None else ()
-        self._count = len(means)
+    def __init__(
+        self, means: Sequence[np.ndarray] | np.ndarray, drifts: Sequence[np.ndarray] | None = None
+    ) -> None:
+        """Takes float64 ``[cols, cols]`` for each, and how inputs go together with what they have lost; a
+        single one is not kept."""
+        self._means, self._drifts, self._count = means, drifts, len(means)
+        self._only = self._made(0) if len(means) == 1 else None
+        if self._only is not None:
+            self._means, self._drifts = (), None
 
     def __len__(self) -> int:
         return self._count
@@ -77,11 +83,15 @@ class Curvatures(Sequence[_core.Curvature]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)  # where iteration ends
-        return _core.Curvature(self._means[index]) if self._only is None else self._only
+        return self._made(index) if self._only is None else self._only
+
+    def _made(self, index: int) -> _core.Curvature:
+        drift = None if self._drifts is None else self._drifts[index]
+        return _core.Curvature(self._means[index], drift=drift)
 
 
 class Stack:
-    """Sums of ``x xᵀ`` for every matrix of a tensor."""
+    """Sums of ``x xᵀ``, or of ``(y - x) xᵀ``, for every matrix of a tensor."""
 
     def __init__(self, n_mat: int, cols: int) -> None:
         self.tokens = np.zeros(n_mat)
@@ -111,8 +121,8 @@ class Stack:
 
 
 class Means(Sequence[np.ndarray]):
-    """Mean ``x xᵀ`` of each matrix of a stack, drawn to that of the layer: the more, the fewer tokens it
-    saw."""
+    """Mean ``x xᵀ``, or ``(y - x) xᵀ``, of each matrix of a stack, drawn to that of the layer: the more, the
+    fewer tokens it saw."""
 
     def __init__(self, stack: Stack, layer: np.ndarray | None, shrinkage: float) -> None:
         """Takes the layer's mean, and how many tokens of its own an expert believes as much; no mean: no
@@ -171,25 +181,47 @@ class Moments:
             second: whether to gather second moments; otherwise only the imatrix.
 
         Attributes:
+            observed: names of those whose inputs are looked at; none without second moments.
             observer: is to see the inputs.
             stacks: the sums taken so far, by the name of what was observed; those of single matrices go
                 when their curvature is made.
+        drifts: the same of what inputs differ by from those that the observer follows; empty if none.
         """
-        self._observed = sorted({other for n in names for other in observed(n, shapes)}) if second else []
-        self.observer = Observer(self._observed)
+        self.observed = sorted({other for n in names for other in observed(n, shapes)}) if second else []
+        self.observer = Observer(self.observed)
         self._shapes, self._spill = shapes, spill
         self.stacks: dict[str, Stack] = {}
+        self.drifts: dict[str, Stack] = {}
         self._curvatures: dict[str, Curvatures | None] = {}
+
+    def source(self) -> Observer:
+        """An observer of the inputs that those of the same tokens are to be compared with, in place of those
+        before."""
+        self._forget()
+        return Observer.of_inputs(self.observed)
 
     def take(self) -> None:
         """Takes over what the observer has seen: of each matrix once, when all its inputs have passed."""
-        for name in self._observed:
-            tokens = self.observer.tokens(name)
-            for index in [] if tokens is None else np.flatnonzero(tokens).tolist():
-                sums = self.observer.take(name, index)
-                if tokens is not None and sums is not None:
-                    stack = self.stacks.setdefault(name, Stack(len(tokens), len(sums)))
-                    stack.add(index, sums, tokens[index], self._spill)
+        for name in self.observed:
+            self._take(name, self.observer.tokens(name), self.observer.take, self.stacks)
+            self._take(name, self.observer.pairs(name), self.observer.take_drift, self.drifts)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.observer.follow(Observer.of_inputs([]))  # what was compared last is not to be held
+
+    def _take(
+        self,
+        name: str,
+        counts: np.ndarray | None,
+        take: Callable[[str, int], np.ndarray | None],
+        stacks: dict[str, Stack],
+    ) -> None:
+        for index in [] if counts is None else np.flatnonzero(counts).tolist():
+            sums = take(name, index)
+            if counts is not None and sums is not None:
+                stack = stacks.setdefault(name, Stack(len(counts), len(sums)))
+                stack.add(index, sums, counts[index], self._spill)
 
     def entries(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """These tensors' part of the imatrix, as :class:`kizami.imatrix.Imatrix` has it."""
@@ -199,12 +231,13 @@ class Moments:
         """What error feedback makes of a tensor's mean ``x xᵀ``; None where nothing was seen."""
         observed = observed_as(name, self._shapes)
         if observed not in self._curvatures:
-            means = self.means(name)
+            means, drifts = self.means(name), self.drift_means(name)
             part = observed.removesuffix(".weight").rpartition(".")[2]
             # Experts borrow from what the router takes in: that stays.
             if means is not None and len(means) == 1 and part != "ffn_gate_inp":
                 del self.stacks[observed]
-            self._curvatures[observed] = None if means is None else Curvatures(means)
+                self.drifts.pop(observed, None)
+            self._curvatures[observed] = None if means is None else Curvatures(means, drifts)
         return self._curvatures[observed]
 
     def tokens(self, name: str) -> np.ndarray:
@@ -217,8 +250,15 @@ class Moments:
         Experts' own means are shrunk: for gates to that of what the router takes in, for down to that of all
         experts. None where nothing was seen, or the sums have gone into a curvature.
         """
+        return self._means(name, self.stacks)
+
+    def drift_means(self, name: str) -> Sequence[np.ndarray] | None:
+        """Likewise mean ``(y - x) xᵀ``, ``y`` being the inputs that ``x`` are compared with; None without any."""
+        return self._means(name, self.drifts)
+
+    def _means(self, name: str, stacks: Mapping[str, Stack]) -> Sequence[np.ndarray] | None:
         name = observed_as(name, self._shapes)
-        stack = self.stacks.get(name)
+        stack = stacks.get(name)
         if stack is None:
             return None
         part = name.removesuffix(".weight").rpartition(".")[2]
@@ -226,5 +266,5 @@ class Moments:
             return [stack.mean()]
         if part not in SHRINKAGE:
             return Means(stack, None, 0.0)
-        router = self.stacks.get(name.replace("ffn_gate_exps", "ffn_gate_inp"), stack)
+        router = stacks.get(name.replace("ffn_gate_exps", "ffn_gate_inp"), stack)
         return Means(stack, router.mean(), SHRINKAGE[part] * self._shapes[name][-1])

@@ -20,7 +20,7 @@ from kizami import feedback
 from kizami.calibrate import calibrate, calibration_windows
 from kizami.checkpoint import open_source
 from kizami.coverage import coverage
-from kizami.encode import encode
+from kizami.encode import encode, finished
 from kizami.engine import from_source
 from kizami.errors import FormatError, UsageError
 from kizami.imatrix import Imatrix
@@ -33,7 +33,8 @@ from kizami.report import check_report, save_report
 from kizami.shards import Shard, shards
 from kizami.spill import Spill
 from kizami.survey import Survey, first_pass
-from kizami.verify import UNVERIFIED, Verification, Verified, Written, kept_apart
+from kizami.verify import UNVERIFIED, Verification, Verified, kept_apart
+from kizami.written import Output, Written
 
 Progress = Callable[[str, int, int], None]
 
@@ -245,10 +246,10 @@ def _run(
         # Known before anything is written: a text that is too short, memory that is too small.
         shape = windows().shape
         probed = fed and planned is None
-        smallest = least(model(), shape, probed)
-        cut = cut_to(max_memory, model(), shape, out.parent, probed)
+        smallest = least(model(), shape, probed, fed)
+        cut = cut_to(max_memory, model(), shape, out.parent, probed, fed)
         if job is not None:
-            waits = need(model(), shape, cut.windows, probed).on_disk(cut)
+            waits = need(model(), shape, cut.windows, probed, fed).on_disk(cut)
             job.check_space(request.needs(source) + waits)
     elif max_memory is not None:
         cut = Cut(lean=True)
@@ -295,10 +296,11 @@ def _run(
         job.lay_out(files(UNVERIFIED), files(Verified(**known) if known else UNVERIFIED), progress)
         if fed:
             with Spill(cut.folder) as spill:
-                written = Written(planned, job.read)
+                output = Output(model(), Written(planned, job.read), cut, job.release)
                 _, apart = kept_apart(windows())
-                verification = Verification(model(), written, apart, cut, spill, job.release)
-                layers = feedback.layers(model(), fit(), done=job.done, cut=cut, progress=progress)
+                verification = Verification(model(), output, apart, cut, spill)
+                done = finished(planned, job.done)
+                layers = feedback.layers(model(), fit(), done=done, cut=cut, progress=progress, output=output)
                 encode(source, planned, job, importance, progress, verification.follow(layers), job.done, cut)
                 verified = Verified(**job.remembered("verified", lambda: asdict(verification.result())))
             job.seal(files(verified))

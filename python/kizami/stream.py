@@ -12,7 +12,7 @@ import numpy as np
 
 from kizami.engine import Model
 from kizami.evaluate import scored_rows
-from kizami.layers import Batch, FfnBlock, Observer, Segment
+from kizami.layers import Batch, FfnBlock, Head, Observer, Segment
 from kizami.memory import LOGIT_ROWS, Cut
 from kizami.models import Architecture
 from kizami.models.decoder import Layer
@@ -51,43 +51,66 @@ class Stream:
 
     def attend(self, layer: Layer, observer: Observer | None) -> None:
         """All windows pass a layer's attention."""
-        for kept, group in zip(self._hidden, self.groups, strict=True):
-            x = kept.get()
-            self._batch(group, observer).attend(x, layer.attention)
-            kept.set(x)
-            self._passed()
+        for i in range(len(self.groups)):
+            self.attend_group(i, layer, observer)
+
+    def attend_group(self, i: int, layer: Layer, observer: Observer | None) -> None:
+        """One group of windows passes a layer's attention."""
+        x = self._hidden[i].get()
+        self._batch(self.groups[i], observer).attend(x, layer.attention)
+        self._hidden[i].set(x)
+        self._passed()
+
+    def show_attention(self, i: int, layer: Layer, observer: Observer) -> None:
+        """What one group would show if it passed; it stays where it is."""
+        self._batch(self.groups[i], observer).attend(self._hidden[i].get().copy(), layer.attention)
 
     def feed_forward(self, block: FfnBlock, observer: Observer | None, first: int, end: int) -> None:
         """All windows pass some experts of a layer's other half; with the last of them they have passed it
         all."""
+        for i in range(len(self.groups)):
+            self.feed_forward_group(i, block, observer, first, end)
+
+    def feed_forward_group(
+        self, i: int, block: FfnBlock, observer: Observer | None, first: int, end: int
+    ) -> None:
+        """One group of windows passes some experts."""
         whole, last = (first, end) == (0, block.experts), end == block.experts
-        for i, (kept, group) in enumerate(zip(self._hidden, self.groups, strict=True)):
-            x, batch = kept.get(), self._batch(group, observer)
-            if whole:
-                batch.feed_forward(x, block)
-            else:
-                sums = self._sums[i].get() if first else np.zeros_like(x)
-                batch.feed_forward_part(x, sums, block, first, end)
-                if not last:
-                    self._keep_sums(i, sums)
-            if last:
-                kept.set(x)
-            self._passed()
+        x, batch = self._hidden[i].get(), self._batch(self.groups[i], observer)
+        if whole:
+            batch.feed_forward(x, block)
+        else:
+            sums = self._sums[i].get() if first else np.zeros_like(x)
+            batch.feed_forward_part(x, sums, block, first, end)
+            if not last:
+                self._keep_sums(i, sums)
+        if last:
+            self._hidden[i].set(x)
+        self._passed()
+
+    def show_experts(
+        self, i: int, block: FfnBlock, observer: Observer, first: int, end: int, *, hidden: bool
+    ) -> None:
+        """What some experts would take in if one group passed: it stays where it is; down if ``hidden``."""
+        self._batch(self.groups[i], observer).show(self._hidden[i].get(), block, first, end, hidden=hidden)
 
     def pass_layer(self, layer: Layer, release: Callable[[], None]) -> None:
         """All windows pass a layer that nobody observes; after each of its parts ``release`` is called."""
         self.attend(layer, None)
         release()
+        self.pass_experts(layer, release)
+
+    def pass_experts(self, layer: Layer, release: Callable[[], None]) -> None:
+        """All windows pass the other half of a layer that nobody observes."""
         block = layer.feed_forward
         for first, end in self._cut.parts(block.experts):
             self.feed_forward(block, None, first, end)
             release()
 
-    def observe_head(self, observer: Observer) -> None:
-        """Shows what the head takes in."""
-        for kept in self._hidden:
-            self._decoder.head.observe(kept.get(), observer)
-            self._passed()
+    def show_head(self, i: int, head: Head, observer: Observer) -> None:
+        """What a head takes in of one group."""
+        head.observe(self._hidden[i].get(), observer)
+        self._passed()
 
     def scored(self) -> Iterator[np.ndarray]:
         """Hidden states ``[tokens, d]`` of the tokens that are scored, as they are now: window by window, as

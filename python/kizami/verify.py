@@ -7,21 +7,18 @@ layer is finished.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from kizami import _core
 from kizami.engine import Model
 from kizami.evaluate import log_softmax
-from kizami.gguf import scale_name
 from kizami.memory import APART, SHARE, Cut
-from kizami.models import Architecture, build
 from kizami.moments import Statistics
-from kizami.plan import Plan
 from kizami.spill import Spill
 from kizami.stream import Stream
+from kizami.written import Output
 
 
 @dataclass(frozen=True)
@@ -48,53 +45,26 @@ def kept_apart(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.delete(ids, apart, axis=0), ids[apart]
 
 
-class Written(Mapping[str, _core.Tensor]):
-    """The tensors of an output that is being written: right as soon as their bytes are.
-
-    Args:
-        plan: says what they are.
-        read: the bytes of one of them.
-    """
-
-    def __init__(self, plan: Plan, read: Callable[[str], np.ndarray]) -> None:
-        self._planned, self._read = {t.name: t for t in plan.tensors}, read
-
-    def __getitem__(self, name: str) -> _core.Tensor:
-        planned = self._planned[name]
-        scales = None
-        if planned.scales:
-            scales = [one.reshape(1, 1) for one in self._read(scale_name(name)).view(np.float32)]
-        return _core.Tensor(planned.type, planned.shape, [self._read(name)], scales)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._planned)
-
-    def __len__(self) -> int:
-        return len(self._planned)
-
-
 class Verification:
     """Two streams of the same windows, through a source and through what is made of it.
 
     Args:
         model: the source, with float activations.
-        written: the tensors of the output, by name. Those of a layer are read when it is passed.
+        output: what is made of it; a layer is read when it is passed.
         ids: windows ``[n_windows, n_ctx]``; with none of them there is nothing to do.
         cut: how windows and experts are cut to fit in memory.
         spill: where windows wait.
-        release: takes what was read of the output out of memory.
     """
 
     def __init__(
         self,
         model: Model,
-        written: Mapping[str, _core.Tensor],
+        output: Output,
         ids: np.ndarray,
         cut: Cut,
         spill: Spill,
-        release: Callable[[], None],
     ) -> None:
-        self._model, self._written, self._ids, self._release = model, written, ids, release
+        self._model, self._output, self._ids = model, output, ids
         self._cut, self._spill = cut, spill
         self._passed = 0
         self._streams: tuple[Stream, Stream] | None = None
@@ -116,7 +86,7 @@ class Verification:
             return Verified(note="the text has one window, and none could be kept apart")
         self._pass_to(len(self._model.decoder.layers))
         assert self._streams is not None
-        source, written, klds = self._model.decoder.head, self._rebuilt().head, []
+        source, written, klds = self._model.decoder.head, self._output.decoder().head, []
         for x, y in zip(*(stream.scored() for stream in self._streams), strict=True):
             p, q = (log_softmax(head.logits(rows, "f32")) for head, rows in ((source, x), (written, y)))
             for whose, logits in (("source", p), ("written model", q)):
@@ -130,7 +100,7 @@ class Verification:
         """Both streams through all layers before this one."""
         if not len(self._ids) or (self._streams is not None and self._passed >= layer):
             return
-        decoder = self._rebuilt()
+        decoder = self._output.decoder()
         if self._streams is None:
             quiet: Callable[[], None] = lambda: None  # noqa: E731
             source, written = (
@@ -138,17 +108,8 @@ class Verification:
                 for made in (self._model.decoder, decoder)
             )
             self._streams = source, written
-            self._let_go()
+            self._output.let_go()
         for number in range(self._passed, layer):
             for made, stream in zip((self._model.decoder, decoder), self._streams, strict=True):
-                stream.pass_layer(made.layers[number], self._let_go)
+                stream.pass_layer(made.layers[number], self._output.let_go)
         self._passed = max(self._passed, layer)
-
-    def _let_go(self) -> None:
-        self._cut.release(self._model.source)
-        if self._cut.lean:
-            self._release()
-
-    def _rebuilt(self) -> Architecture:
-        """Norms are read when a model is built, so one that was built before they were written has none."""
-        return build(self._model.source.metadata, self._written, str(self._model.source.path))

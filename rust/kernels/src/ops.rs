@@ -30,6 +30,27 @@ pub struct Observation<'a> {
     pub x: &'a [f32],
     /// Which inputs the layer takes; all when none.
     pub pick: Option<&'a [u32]>,
+    /// What tells inputs apart, in ascending order, where they are those of some tokens only; their places when none.
+    pub tokens: Option<&'a [u32]>,
+}
+
+impl Observation<'_> {
+    /// How many inputs the layer takes.
+    pub fn len(&self) -> usize {
+        self.pick.map_or(self.x.len() / self.cols, <[u32]>::len)
+    }
+
+    /// Whether it takes none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One of the inputs it takes, and what tells it apart: the same in every pass of the same tokens.
+    pub fn input(&self, i: usize) -> (u32, &[f32]) {
+        let place = self.pick.map_or(i as u32, |pick| pick[i]);
+        let token = self.tokens.map_or(place, |tokens| tokens[i]);
+        (token, &self.x[place as usize * self.cols..][..self.cols])
+    }
 }
 
 /// Receives the inputs of linear layers.

@@ -90,8 +90,13 @@ pub(crate) struct Curvature(kizami_quantizer::Curvature);
 #[pymethods]
 impl Curvature {
     #[new]
-    #[pyo3(signature = (moments, damping=0.01))]
-    fn new(py: Python<'_>, moments: PyReadonlyArray2<'_, f64>, damping: f32) -> PyResult<Self> {
+    #[pyo3(signature = (moments, damping=0.01, drift=None))]
+    fn new(
+        py: Python<'_>,
+        moments: PyReadonlyArray2<'_, f64>,
+        damping: f32,
+        drift: Option<PyReadonlyArray2<'_, f64>>,
+    ) -> PyResult<Self> {
         let [rows, cols] = *moments.shape() else { unreachable!("an array of two dimensions") };
         if rows != cols {
             return Err(error::usage(format!("moments: found shape [{rows}, {cols}], expected a square")));
@@ -99,8 +104,19 @@ impl Curvature {
         if !(0.0..=1.0).contains(&damping) {
             return Err(error::usage(format!("damping: found {damping}, expected 0 to 1")));
         }
-        let moments: Vec<f32> = moments.as_array().iter().map(|&x| x as f32).collect();
-        let made = py.detach(|| kizami_quantizer::Curvature::new(&moments, cols, damping));
+        if let Some(found) = drift.as_ref().map(|d| d.shape()).filter(|found| *found != [cols, cols]) {
+            return Err(error::usage(format!("drift: found shape {found:?}, expected [{cols}, {cols}]")));
+        }
+        let floats =
+            |x: &PyReadonlyArray2<'_, f64>| x.as_array().iter().map(|&x| x as f32).collect::<Vec<_>>();
+        let (moments, drift) = (floats(&moments), drift.as_ref().map(floats));
+        let made = py.detach(|| {
+            let made = kizami_quantizer::Curvature::new(&moments, cols, damping)?;
+            match drift {
+                Some(drift) => made.followed(&drift),
+                None => Ok(made),
+            }
+        });
         made.map(Self).map_err(error::quantizer)
     }
 

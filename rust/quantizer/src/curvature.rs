@@ -12,6 +12,9 @@
 //! serves blocks of 256 or 32 weights and codebook entries of eight, four or one. This is the LDL form of GPTQ (arXiv
 //! 2210.17323) that QuIP# uses for blocks (arXiv 2402.04396), eliminated from the last column.
 //!
+//! What inputs themselves have lost, where outputs are wanted as if they had not, is one more thing to make up for:
+//! [`Curvature::followed`].
+//!
 //! All sums are f32 with fused multiply-adds in a fixed order, so neither threads nor the instruction set show.
 #![allow(clippy::needless_range_loop, reason = "triangles are walked by numbers")]
 
@@ -19,6 +22,9 @@ use crate::error::{Error, expect_len};
 use kizami_kernels::dispatch::Op;
 use kizami_kernels::isa::{Isa, LANES};
 use kizami_kernels::{dispatch, par};
+
+#[cfg(test)]
+mod tests;
 
 /// Columns whose rows of `U` lie together.
 pub(crate) const OCTET: usize = 8;
@@ -46,6 +52,9 @@ pub struct Curvature {
     pivots: Vec<f32>,
     /// `U`, eight columns after the other: of columns `8 g .. 8 g + 8` the rows `0 .. 8 g + 8`.
     factor: Vec<[f32; OCTET]>,
+    /// What is fed into columns before any is rounded, for each weight: `K` of [`Curvature::followed`], eight columns
+    /// after the other, all rows. Nothing where inputs do not differ.
+    drift: Vec<[f32; OCTET]>,
 }
 
 impl Curvature {
@@ -90,10 +99,50 @@ impl Curvature {
                     importance,
                     pivots,
                     factor: pack(&matrix, cols),
+                    drift: Vec::new(),
                 });
             }
             damping *= MORE_DAMPING;
         }
+    }
+
+    /// With other outputs to come close to: those for inputs `y`, while inputs are `x`. `drift` is `[cols][cols]` means
+    /// of `(y - x) xᵀ`, in the scale of the moments of `x`.
+    ///
+    /// The loss of an error row `e` of weights `w` is then that of `w y` against `(w - e) x`: up to a constant
+    /// `e H eᵀ + 2 w drift eᵀ`, as if weights were `w + w drift H⁻¹`: GPTAQ's correction (arXiv 2504.02692). As a sum over
+    /// columns it is that of `d[j] * (e[j] + sum over i < j of e[i] * u[i][j] + f[j])²` with `f = w K`,
+    /// `K D (I + U)ᵀ = drift`. About `cols³` multiply-adds on all threads; holds `cols²` floats more after.
+    ///
+    /// Errors: a wrong length, an entry that is not finite.
+    pub fn followed(mut self, drift: &[f32]) -> Result<Curvature, Error> {
+        let cols = self.cols;
+        expect_len("drift", drift.len(), cols * cols)?;
+        let scaled = |at: usize| (f64::from(drift[at]) * self.unit) as f32;
+        if let Some(at) = (0..drift.len()).find(|&at| !scaled(at).is_finite()) {
+            return Err(Error::Drift { row: at / cols, col: at % cols, value: drift[at] });
+        }
+        let solved: Vec<Tile> = par::map((0..cols / LANES).collect(), |t: usize| {
+            let mut rows: Tile =
+                (0..cols).map(|j| std::array::from_fn(|l| scaled((LANES * t + l) * cols + j))).collect();
+            dispatch(Begin { curvature: &self, rows: &mut rows });
+            rows
+        });
+        let mut fed = vec![[0.0; OCTET]; cols / OCTET * cols];
+        par::for_chunks(&mut fed, cols, |g, columns| {
+            for i in 0..cols {
+                for c in 0..OCTET {
+                    columns[i][c] = solved[i / LANES][OCTET * g + c][i % LANES];
+                }
+            }
+        });
+        self.drift = fed;
+        Ok(self)
+    }
+
+    /// Rows of columns `8 g .. 8 g + 8` of `K`, if inputs differ.
+    pub(crate) fn drift(&self, g: usize) -> Option<&[[f32; OCTET]]> {
+        self.drift.get(g * self.cols..(g + 1) * self.cols)
     }
 
     /// Columns, the length of a row of weights.
@@ -125,6 +174,46 @@ impl Curvature {
     /// Rows `0 .. 8 g + 8` of columns `8 g .. 8 g + 8` of `U`.
     pub(crate) fn octet(&self, g: usize) -> &[[f32; OCTET]] {
         &self.factor[start(g)..start(g + 1)]
+    }
+}
+
+/// Solves `F D (I + U)ᵀ = B` for sixteen rows side by side, from the last column.
+struct Begin<'a> {
+    curvature: &'a Curvature,
+    rows: &'a mut Tile,
+}
+
+impl Op for Begin<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Begin { curvature, rows } = self;
+        for g in (0..curvature.cols / OCTET).rev() {
+            let u = curvature.octet(g);
+            for c in (0..OCTET).rev() {
+                // Column by column what it explains of those before it.
+                let y = isa.load(&rows[OCTET * g + c]);
+                for i in OCTET * g..OCTET * g + c {
+                    let rest = isa.fma(y, isa.splat(-u[i][c]), isa.load(&rows[i]));
+                    isa.store(rest, &mut rows[i]);
+                }
+            }
+            let mut y = [isa.splat(0.0); OCTET];
+            for c in 0..OCTET {
+                y[c] = isa.load(&rows[OCTET * g + c]);
+            }
+            for i in 0..OCTET * g {
+                let mut rest = isa.load(&rows[i]);
+                for c in 0..OCTET {
+                    rest = isa.fma(y[c], isa.splat(-u[i][c]), rest);
+                }
+                isa.store(rest, &mut rows[i]);
+            }
+        }
+        for i in 0..curvature.cols {
+            let f = isa.mul(isa.load(&rows[i]), isa.splat(1.0 / curvature.pivots[i]));
+            isa.store(f, &mut rows[i]);
+        }
     }
 }
 
@@ -321,123 +410,4 @@ fn pack(a: &[f32], n: usize) -> Vec<[f32; OCTET]> {
         }
     }
     factor
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::encode::tests::{gaussian, moments};
-    use kizami_kernels::{levels, set_level};
-
-    /// The naive twin: column by column from the last, in f64, of the damped moments in the curvature's scale.
-    fn naive(h: &[f32], n: usize, damping: f64) -> (Vec<f64>, Vec<f64>) {
-        let mean = (0..n).map(|i| f64::from(h[i * n + i])).sum::<f64>() / n as f64;
-        let unit = (-mean.log2().floor()).exp2();
-        let mut a: Vec<f64> = h.iter().map(|&x| f64::from(x) * unit).collect();
-        (0..n).for_each(|i| a[i * n + i] += damping * mean * unit);
-        let mut u = vec![0.0; n * n];
-        for k in (0..n).rev() {
-            for i in 0..k {
-                u[i * n + k] = a[i * n + k] / a[k * n + k];
-            }
-            for i in 0..k {
-                for j in 0..k {
-                    a[i * n + j] -= u[i * n + k] * a[k * n + k] * u[j * n + k];
-                }
-            }
-        }
-        (u, (0..n).map(|i| a[i * n + i]).collect())
-    }
-
-    #[test]
-    fn the_factor_is_that_of_plain_elimination() {
-        for (n, rank, scale) in
-            [(32, 40, 1.0), (96, 7, 1e-12), (160, 30, 3e7), (288, 100, 1.0), (416, 0, 1.0)]
-        {
-            let h: Vec<f32> = moments(n as u64, n, rank).iter().map(|x| x * scale).collect();
-            let curvature = Curvature::new(&h, n, 0.01).unwrap();
-            let (u, d) = naive(&h, n, 0.01);
-            for j in 0..n {
-                let pivot = f64::from(curvature.pivots[j]);
-                assert!((pivot - d[j]).abs() <= 1e-4 * d[j], "{n}: pivot {j}: {pivot} against {}", d[j]);
-                for (i, row) in curvature.octet(j / OCTET).iter().enumerate() {
-                    let found = f64::from(row[j % OCTET]);
-                    let expected = u[i * n + j];
-                    assert!((found - expected).abs() <= 1e-4, "{n}: {i}, {j}: {found} against {expected}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_loss_is_that_of_the_moments() {
-        for (n, rank) in [(32, 40), (96, 7), (288, 100)] {
-            let h = moments(n as u64, n, rank);
-            let curvature = Curvature::new(&h, n, 0.01).unwrap();
-            let mean = (0..n).map(|i| f64::from(h[i * n + i])).sum::<f64>() / n as f64;
-            let rows = gaussian(9, 3 * n);
-            let mut expected = 0.0;
-            for row in rows.chunks_exact(n) {
-                for i in 0..n {
-                    for j in 0..n {
-                        let damping = if i == j { f64::from(0.01f32) * mean } else { 0.0 };
-                        expected +=
-                            f64::from(row[i]) * (f64::from(h[i * n + j]) + damping) * f64::from(row[j]);
-                    }
-                }
-            }
-            let loss = curvature.loss(&rows);
-            assert!((loss - expected).abs() <= 1e-4 * expected, "{n}: {loss} against {expected}");
-            for level in levels() {
-                assert!(set_level(level));
-                assert_eq!(curvature.loss(&rows), loss, "{}", level.name());
-            }
-        }
-    }
-
-    #[test]
-    fn neither_threads_nor_instructions_show() {
-        let h = moments(3, 288, 50);
-        let first = Curvature::new(&h, 288, 0.01).unwrap();
-        for level in levels() {
-            for threads in 1..4 {
-                assert!(set_level(level) && par::set_threads(threads));
-                let again = Curvature::new(&h, 288, 0.01).unwrap();
-                assert!(again.factor == first.factor && again.pivots == first.pivots, "{}", level.name());
-            }
-        }
-    }
-
-    #[test]
-    fn moments_without_information_and_moments_that_are_none() {
-        let n = 64;
-        let flat = Curvature::new(&vec![0.0; n * n], n, 0.01).unwrap();
-        assert!(flat.pivots.iter().all(|d| *d == 1.0) && flat.factor.iter().flatten().all(|u| *u == 0.0));
-        // One direction only, and a column that was never active.
-        let v: Vec<f32> =
-            gaussian(5, n).iter().enumerate().map(|(i, x)| if i == 9 { 0.0 } else { *x }).collect();
-        let one: Vec<f32> = (0..n * n).map(|at| v[at / n] * v[at % n]).collect();
-        let curvature = Curvature::new(&one, n, 0.01).unwrap();
-        assert!(curvature.pivots.iter().all(|d| *d > 0.0) && curvature.damping() == 0.01);
-        // Allowed by its diagonals, but not positive.
-        let signs: Vec<f32> = (0..n * n).map(|at| if at / n == at % n { 1.0 } else { -1.0 }).collect();
-        let raised = Curvature::new(&signs, n, 0.01).unwrap();
-        assert!(raised.damping() > 60.0 && raised.pivots.iter().all(|d| *d > 0.0), "{}", raised.damping());
-    }
-
-    #[test]
-    fn bad_moments_are_named() {
-        let good = moments(7, 32, 8);
-        let with = |at: usize, x: f32| {
-            let mut h = good.clone();
-            h[at] = x;
-            Curvature::new(&h, 32, 0.01).map(|_| ())
-        };
-        assert!(matches!(with(3 * 32 + 3, -1.0), Err(Error::Moments { row: 3, col: 0 | 3, .. })));
-        assert!(matches!(with(3 * 32 + 1, f32::NAN), Err(Error::Moments { row: 3, col: 1, .. })));
-        assert!(matches!(with(32 + 3, 1.1 * good[32 + 3] + 0.1), Err(Error::Moments { row: 3, col: 1, .. })));
-        assert!(matches!(with(0, f32::INFINITY), Err(Error::Moments { row: 0, col: 0, .. })));
-        assert!(matches!(Curvature::new(&good, 16, 0.01), Err(Error::RowLength { cols: 16, .. })));
-        assert!(matches!(Curvature::new(&good, 64, 0.01), Err(Error::Length { expected: 4096, .. })));
-    }
 }

@@ -63,6 +63,16 @@ pub enum Error {
         /// What was found with row and column exchanged.
         mirrored: f32,
     },
+    /// What inputs differ by, times inputs, is not finite.
+    #[error("drift at row {row}, column {col}: found {value}, expected a finite number")]
+    Drift {
+        /// Row.
+        row: usize,
+        /// Column.
+        col: usize,
+        /// What was found.
+        value: f32,
+    },
     /// An item offers nothing to choose from, or its bytes and costs do not pair up.
     #[error("item {item}: found {bytes} sizes and {costs} costs, expected as many of both, at least one")]
     Choices {

@@ -18,6 +18,6 @@ pub use curvature::Curvature;
 pub use encode::{encode_rows, encode_rows_with_feedback};
 pub use error::Error;
 pub use metric::Metric;
-pub use moments::Moments;
+pub use moments::{Drift, Moments};
 pub use plan::solve;
-pub use statistics::Statistics;
+pub use statistics::{Inputs, Statistics};

@@ -1,4 +1,5 @@
-//! Second moments of a linear layer's inputs, `sum of x xᵀ` over tokens: what error feedback has to know of them.
+//! Second moments of a linear layer's inputs, `sum of x xᵀ` over tokens: what error feedback has to know of them; and
+//! how they go together with what they differ by from others, `sum of (y - x) xᵀ`.
 //!
 //! Tokens are collected until there are [`TOKENS`] of them; products are then added up in f32, one chain of fused
 //! multiply-adds per entry, and the chains in f64. So the sums depend neither on threads nor on instruction sets nor
@@ -60,7 +61,8 @@ impl Moments {
     fn flush(&mut self) {
         self.sums.resize(self.cols * self.cols, 0.0);
         if !self.pending.is_empty() {
-            flush(&mut self.sums, &self.pending, self.cols);
+            let panels = panels(&self.pending, self.cols);
+            multiply(&mut self.sums, &panels, None, self.cols);
             self.pending.clear();
         }
     }
@@ -80,8 +82,61 @@ impl Moments {
     }
 }
 
-/// Adds the products of all pairs of columns of `x`, a token a row.
-fn flush(sums: &mut [f64], x: &[f32], cols: usize) {
+/// Sums over pairs of inputs of one matrix: what those of one pass differ by from those of another, times the latter.
+#[derive(Debug, Clone)]
+pub struct Drift {
+    cols: usize,
+    pairs: u64,
+    /// `[cols][cols]`, or nothing as long as all are zero.
+    sums: Vec<f64>,
+    /// Differences and inputs not yet in the sums, fewer than [`TOKENS`].
+    differences: Vec<f32>,
+    inputs: Vec<f32>,
+}
+
+impl Drift {
+    /// Nothing seen yet of inputs of `cols` features.
+    pub fn new(cols: usize) -> Self {
+        Self { cols, pairs: 0, sums: Vec::new(), differences: Vec::new(), inputs: Vec::new() }
+    }
+
+    /// Pairs seen.
+    pub fn pairs(&self) -> u64 {
+        self.pairs
+    }
+
+    /// Adds a pair: an input, and what it was in the pass that is to be followed.
+    pub fn add(&mut self, x: &[f32], followed: &[f32]) {
+        self.differences.extend(followed.iter().zip(x).map(|(y, x)| y - x));
+        self.inputs.extend_from_slice(x);
+        if self.inputs.len() == TOKENS * self.cols {
+            self.flush();
+        }
+        self.pairs += 1;
+    }
+
+    fn flush(&mut self) {
+        self.sums.resize(self.cols * self.cols, 0.0);
+        if !self.inputs.is_empty() {
+            let (left, right) = (panels(&self.differences, self.cols), panels(&self.inputs, self.cols));
+            multiply(&mut self.sums, &left, Some(&right), self.cols);
+            self.differences.clear();
+            self.inputs.clear();
+        }
+    }
+
+    /// The `[cols][cols]` matrix of sums over all pairs so far, a row for each feature of the differences; they are
+    /// forgotten.
+    pub fn take(&mut self) -> Vec<f64> {
+        self.flush();
+        (self.differences, self.inputs) = (Vec::new(), Vec::new());
+        self.pairs = 0;
+        std::mem::take(&mut self.sums)
+    }
+}
+
+/// Columns of `x`, a token a row, panel by panel.
+fn panels(x: &[f32], cols: usize) -> Vec<[f32; PANEL]> {
     let tokens = x.len() / cols;
     let mut panels = vec![[0.0; PANEL]; cols.div_ceil(PANEL) * tokens];
     par::for_chunks(&mut panels, tokens, |p, panel| {
@@ -91,18 +146,29 @@ fn flush(sums: &mut [f64], x: &[f32], cols: usize) {
             packed[..n].copy_from_slice(&row[..n]);
         }
     });
+    panels
+}
+
+/// Adds the products of all columns on the left with all on the right; without a right side with those on the left
+/// that are not in panels before theirs.
+fn multiply(sums: &mut [f64], left: &[[f32; PANEL]], right: Option<&[[f32; PANEL]]>, cols: usize) {
+    let tokens = left.len() / cols.div_ceil(PANEL);
     par::for_chunks(sums, PANEL * cols, |band, sums| {
-        dispatch(Band { sums, panels: &panels, tokens, cols, band });
+        let skip = if right.is_none() { band } else { 0 };
+        let (left, right) = (&left[band * tokens..][..tokens], right.unwrap_or(left));
+        dispatch(Band { sums, left, right, tokens, cols, skip });
     });
 }
 
 /// Rows of sums that belong to one panel.
 struct Band<'a> {
     sums: &'a mut [f64],
-    panels: &'a [[f32; PANEL]],
+    left: &'a [[f32; PANEL]],
+    right: &'a [[f32; PANEL]],
     tokens: usize,
     cols: usize,
-    band: usize,
+    /// Panels on the right that do not count.
+    skip: usize,
 }
 
 impl Op for Band<'_> {
@@ -118,8 +184,8 @@ impl Band<'_> {
     #[inline(always)]
     fn rows<I: Isa, const R: usize>(&mut self, isa: I) {
         let rows = self.sums.len() / self.cols;
-        let left = &self.panels[self.band * self.tokens..][..self.tokens];
-        for (p, right) in self.panels.chunks_exact(self.tokens).enumerate().skip(self.band) {
+        let left = self.left;
+        for (p, right) in self.right.chunks_exact(self.tokens).enumerate().skip(self.skip) {
             for first in (0..PANEL).step_by(R) {
                 let products = tile::<I, R>(isa, left, right, first);
                 let n = (self.cols - p * PANEL).min(PANEL);

@@ -65,6 +65,23 @@ pub struct Part<'a> {
     pub last: bool,
 }
 
+/// What a block does with hidden states.
+enum Mode<'a> {
+    /// It adds its result.
+    Pass(&'a mut [f32]),
+    /// It shows what gate and up take in, and, where `hidden`, down; states stay.
+    Show { x: &'a [f32], hidden: bool },
+}
+
+impl Mode<'_> {
+    fn states(&self) -> &[f32] {
+        match self {
+            Mode::Pass(x) => x,
+            Mode::Show { x, .. } => x,
+        }
+    }
+}
+
 /// A network and the tokens that pass it, ascending.
 struct Group<'a> {
     ffn: Ffn<'a>,
@@ -79,7 +96,36 @@ impl FfnBlock<'_> {
         precision: Precision,
         observer: Option<&mut Observer<'_>>,
     ) -> Result<(), Error> {
-        self.run(x, None, precision, observer)
+        self.run(Mode::Pass(x), None, precision, observer)
+    }
+
+    /// Shows an observer what some experts would take in, and, in the `last` part, what router and shared network would:
+    /// gate and up, and with `hidden`, which multiplies them, down.
+    pub fn show(
+        &self,
+        x: &[f32],
+        experts: Range<usize>,
+        last: bool,
+        hidden: bool,
+        precision: Precision,
+        observer: &mut Observer<'_>,
+    ) -> Result<(), Error> {
+        self.check_part(&experts)?;
+        self.run(
+            Mode::Show { x, hidden },
+            Some(Part { experts, sums: &mut [], last }),
+            precision,
+            Some(observer),
+        )
+    }
+
+    fn check_part(&self, experts: &Range<usize>) -> Result<(), Error> {
+        let count = self.routed.as_ref().map_or(0, |(_, experts)| experts.count);
+        if experts.start > experts.end || experts.end > count {
+            let expected = "first to last of the block's";
+            return Err(Error::Range { what: "experts of a part", found: experts.end, expected });
+        }
+        Ok(())
     }
 
     /// Runs some of the experts; `x` is what it was until the last part. The router and the shared network are shown to
@@ -91,29 +137,25 @@ impl FfnBlock<'_> {
         precision: Precision,
         observer: Option<&mut Observer<'_>>,
     ) -> Result<(), Error> {
-        let count = self.routed.as_ref().map_or(0, |(_, experts)| experts.count);
-        if part.experts.start > part.experts.end || part.experts.end > count {
-            let expected = "first to last of the block's";
-            return Err(Error::Range { what: "experts of a part", found: part.experts.end, expected });
-        }
+        self.check_part(&part.experts)?;
         expect_len("sums of experts", part.sums.len(), x.len())?;
-        self.run(x, Some(part), precision, observer)
+        self.run(Mode::Pass(x), Some(part), precision, observer)
     }
 
     fn run(
         &self,
-        x: &mut [f32],
+        x: Mode<'_>,
         part: Option<Part<'_>>,
         precision: Precision,
         mut observer: Option<&mut Observer<'_>>,
     ) -> Result<(), Error> {
         let d = self.norm.weight.len();
         let norm = profile::span("ffn_norm", 0, 0);
-        let h = self.norm.apply(x, d);
+        let h = self.norm.apply(x.states(), d);
         drop(norm);
         let columns = Columns::new(&h, d, precision)?;
         let n = columns.len();
-        expect_len("hidden states", x.len(), n * d)?;
+        expect_len("hidden states", x.states().len(), n * d)?;
         if n == 0 {
             return Ok(());
         }
@@ -147,10 +189,14 @@ impl FfnBlock<'_> {
         };
         if let (Some(observer), true) = (&mut observer, self.routed.is_some() && last) {
             // What the router takes in, and with it every network of the block.
-            observer(Observation { role: "ffn_gate_inp", index: 0, count: 1, cols: d, x: &h, pick: None });
+            let (x, pick, tokens) = (&h[..], None, None);
+            observer(Observation { role: "ffn_gate_inp", index: 0, count: 1, cols: d, x, pick, tokens });
         }
         see(&mut observer, 0, &[&h]);
         see(&mut observer, 1, &[&h]);
+        if let Mode::Show { hidden: false, .. } = x {
+            return Ok(());
+        }
 
         let span = self.span("ffn_up", &groups, |ffn| [&ffn.gate, &ffn.up]);
         let mut hidden = Hidden::compute(&groups, &columns, precision, observer.is_some());
@@ -159,6 +205,7 @@ impl FfnBlock<'_> {
             let inputs: Vec<&[f32]> = hidden.iter().map(Hidden::floats).collect();
             see(&mut observer, 2, &inputs);
         }
+        let Mode::Pass(x) = x else { return Ok(()) };
 
         let span = self.span("ffn_down", &groups, |ffn| [&ffn.down]);
         let columns: Vec<Columns<'_>> =
@@ -236,13 +283,13 @@ impl FfnBlock<'_> {
         for index in seen.range.clone() {
             let Some((_, experts)) = &self.routed else { break };
             let cols = if part < 2 { self.norm.weight.len() } else { (experts.get)(index).down.cols() };
-            let (x, pick) = match places.group_of[index] {
+            let (x, pick, tokens) = match places.group_of[index] {
                 // Experts that no token chose are seen too, with nothing.
-                None => (&[][..], Some(&[][..])),
-                Some(g) if part < 2 => (inputs[0], Some(groups[g].tokens.as_slice())),
-                Some(g) => (inputs[g], None),
+                None => (&[][..], Some(&[][..]), None),
+                Some(g) if part < 2 => (inputs[0], Some(groups[g].tokens.as_slice()), None),
+                Some(g) => (inputs[g], None, Some(groups[g].tokens.as_slice())),
             };
-            observer(Observation { role, index, count, cols, x, pick });
+            observer(Observation { role, index, count, cols, x, pick, tokens });
         }
         if let Some(shared) = groups.get(routed) {
             let roles = match self.routed {
@@ -251,7 +298,15 @@ impl FfnBlock<'_> {
             };
             let x = if part < 2 { inputs[0] } else { inputs[routed] };
             let cols = if part < 2 { shared.ffn.gate.cols() } else { shared.ffn.down.cols() };
-            observer(Observation { role: roles[part], index: 0, count: 1, cols, x, pick: None });
+            observer(Observation {
+                role: roles[part],
+                index: 0,
+                count: 1,
+                cols,
+                x,
+                pick: None,
+                tokens: None,
+            });
         }
     }
 }

@@ -47,5 +47,5 @@ pub fn observe(norm: Norm<'_>, x: &[f32], observer: &mut Observer<'_>) -> Result
 }
 
 fn show(h: &[f32], d: usize, observer: &mut Observer<'_>) {
-    observer(Observation { role: "output", index: 0, count: 1, cols: d, x: h, pick: None });
+    observer(Observation { role: "output", index: 0, count: 1, cols: d, x: h, pick: None, tokens: None });
 }

@@ -3,8 +3,9 @@
 use super::{Observer, observed, slice_mut};
 use crate::error;
 use crate::tensor::{Tensor, precision};
+use kizami_kernels::matmul::Precision;
 use kizami_kernels::ops::{Norm, ffn};
-use numpy::PyReadwriteArray2;
+use numpy::{PyReadonlyArray2, PyReadwriteArray2};
 use pyo3::prelude::*;
 
 /// Feed-forward block of one layer: dense, or routed experts with shared ones.
@@ -119,7 +120,8 @@ impl FfnBlock {
         activations: &str,
         observer: Option<&Observer>,
     ) -> PyResult<()> {
-        self.run(py, slice_mut(&mut x)?, None, activations, observer)
+        let x = slice_mut(&mut x)?;
+        self.run(py, activations, observer, |block, precision, o| block.forward(x, precision, o))
     }
 
     #[pyo3(signature = (x, sums, first, end, *, last, activations="int8", observer=None))]
@@ -135,8 +137,28 @@ impl FfnBlock {
         activations: &str,
         observer: Option<&Observer>,
     ) -> PyResult<()> {
-        let part = ffn::Part { experts: first..end, sums: slice_mut(&mut sums)?, last };
-        self.run(py, slice_mut(&mut x)?, Some(part), activations, observer)
+        let (x, part) =
+            (slice_mut(&mut x)?, ffn::Part { experts: first..end, sums: slice_mut(&mut sums)?, last });
+        self.run(py, activations, observer, |block, precision, o| block.forward_part(x, part, precision, o))
+    }
+
+    #[pyo3(signature = (x, first, end, observer, *, last, hidden, activations="int8"))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments: what a part of a step is made of")]
+    fn show(
+        &self,
+        py: Python<'_>,
+        x: PyReadonlyArray2<'_, f32>,
+        first: usize,
+        end: usize,
+        observer: &Observer,
+        last: bool,
+        hidden: bool,
+        activations: &str,
+    ) -> PyResult<()> {
+        let x = x.as_slice().map_err(|_| error::usage("x must be contiguous".into()))?;
+        self.run(py, activations, Some(observer), |block, precision, o| {
+            o.map_or(Ok(()), |o| block.show(x, first..end, last, hidden, precision, o))
+        })
     }
 }
 
@@ -144,10 +166,14 @@ impl FfnBlock {
     fn run(
         &self,
         py: Python<'_>,
-        x: &mut [f32],
-        part: Option<ffn::Part<'_>>,
         activations: &str,
         observer: Option<&Observer>,
+        step: impl FnOnce(
+            &ffn::FfnBlock<'_>,
+            Precision,
+            Option<&mut kizami_kernels::ops::Observer<'_>>,
+        ) -> Result<(), kizami_kernels::Error>
+        + Send,
     ) -> PyResult<()> {
         let precision = precision(activations)?;
         let shared = match &self.shared {
@@ -174,11 +200,7 @@ impl FfnBlock {
             None => None,
         };
         let block = ffn::FfnBlock { norm: Norm { weight: &self.norm, eps: self.eps }, shared, routed };
-        let run = |o: Option<&mut kizami_kernels::ops::Observer<'_>>| match part {
-            None => block.forward(x, precision, o),
-            Some(part) => block.forward_part(x, part, precision, o),
-        };
-        py.detach(|| observed(observer, self.layer, run))
+        py.detach(|| observed(observer, self.layer, |o| step(&block, precision, o)))
             .map_err(|e| error::kernel(&format!("blk.{} feed-forward", self.layer), e))
     }
 }

@@ -67,6 +67,9 @@ struct Set {
     e: Vec<Lanes>,
     /// What earlier panels feed into the columns of this one.
     fed: Vec<Lanes>,
+    /// What is fed into all columns before anything is rounded: what inputs differ by from those whose outputs are
+    /// wanted. Nothing where they do not.
+    drift: Vec<Lanes>,
 }
 
 impl Set {
@@ -80,7 +83,8 @@ impl Set {
                 w.0[l] = frames[l].normalized(x);
             }
         }
-        Set { count: rows.len() / cols, frames, w, e: vec![Lanes::ZERO; cols], fed: vec![Lanes::ZERO; PANEL] }
+        let (e, fed) = (vec![Lanes::ZERO; cols], vec![Lanes::ZERO; PANEL]);
+        Set { count: rows.len() / cols, frames, w, e, fed, drift: Vec::new() }
     }
 }
 
@@ -103,6 +107,14 @@ impl Group<'_> {
     #[inline(always)]
     fn all<I: Isa, F: Split<N>, const N: usize>(&mut self, isa: I) {
         let cols = self.curvature.cols();
+        for g in 0..cols / OCTET {
+            let Some(drift) = self.curvature.drift(g) else { break };
+            for set in &mut self.sets {
+                let mut sums = [Lanes::ZERO; OCTET];
+                absorb(isa, &mut sums, &set.w, drift);
+                set.drift.extend(sums);
+            }
+        }
         for start in (0..cols).step_by(PANEL) {
             self.panel::<I, F, N>(isa, start, PANEL.min(cols - start));
         }
@@ -112,7 +124,12 @@ impl Group<'_> {
     #[inline(always)]
     fn panel<I: Isa, F: Split<N>, const N: usize>(&mut self, isa: I, start: usize, width: usize) {
         let (curvature, first) = (self.curvature, start / OCTET);
-        self.sets.iter_mut().for_each(|set| set.fed.fill(Lanes::ZERO));
+        for set in &mut self.sets {
+            set.fed.fill(Lanes::ZERO);
+            if let Some(drift) = set.drift.get(start..start + width) {
+                set.fed[..width].copy_from_slice(drift);
+            }
+        }
         for from in (0..start).step_by(PANEL) {
             for g in 0..width / OCTET {
                 let u = &curvature.octet(first + g)[from..from + PANEL];

@@ -128,8 +128,7 @@ impl<B: Batch> Batch for Either<'_, B> {
     fn sums<I: Isa>(&self, isa: I, t: Lanes, _: usize, room: &mut B::Room) -> (Lanes, Lanes) {
         let (up_xq, up_qq) = self.0.sums(isa, t, 0, room);
         let (down_xq, down_qq) = self.0.sums(isa, t, 1, room);
-        let cost = |xq: Lanes, qq: Lanes| t * qq - (xq + xq);
-        let (up, down) = (cost(up_xq, up_qq), cost(down_xq, down_qq));
+        let (up, down) = (t * up_qq - (up_xq + up_xq), t * down_qq - (down_xq + down_xq));
         (down.where_less(up, down_xq, up_xq), down.where_less(up, down_qq, up_qq))
     }
 }

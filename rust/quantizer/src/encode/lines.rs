@@ -167,7 +167,8 @@ fn integer_lines<I: Isa, const SUB: usize, const COUNT: usize>(
         let (x, w) = (part::<SUB>(&target.x, s), part::<SUB>(&target.w, s));
         // The two integers on either side, and one more.
         let scale = Lanes::splat(guess[s].slope * inverse(d) - 0.5) + near;
-        let min = Lanes::splat(guess[s].min * inverse(dmin) - 0.5) + near_min;
+        let deep = if d > 0.0 { guess[s].min } else { level(x, w) };
+        let min = Lanes::splat(deep * inverse(dmin) - 0.5) + near_min;
         let (scale, min) = (scale.code(0.0, shape.scale), min.code(0.0, shape.scale));
         let (slope, depth) = (scale * Lanes::splat(d), min * Lanes::splat(dmin));
         let mut inverse_slope = slope;
@@ -206,6 +207,17 @@ fn integer_lines<I: Isa, const SUB: usize, const COUNT: usize>(
         (next, next_min) = (d, dmin);
     }
     (scales, next, next_min)
+}
+
+/// The best minimum where a slope is too small to be stored: all weights are one number then.
+#[inline(always)]
+fn level<const SUB: usize>(x: &[f32; SUB], w: &[f32; SUB]) -> f32 {
+    let (mut w1, mut x1) = (0f32, 0f32);
+    for (x, w) in x.iter().zip(w) {
+        w1 += *w;
+        x1 += *w * *x;
+    }
+    if x1 < 0.0 { -x1 / w1 } else { 0.0 }
 }
 
 /// The nearest code; it does not depend on what errors cost.

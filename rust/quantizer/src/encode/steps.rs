@@ -128,6 +128,7 @@ pub(super) fn free_scales<I: Isa, B: Batch<Room = ()>, const STEPS: usize, const
 /// The best scales found, from those that would suit if they were free: codes are chosen under these times each of some
 /// factors. `last` is the largest sub-scale that can be stored, `unit` what the file multiplies ours by.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "what scales are chosen from, for any format")]
 pub(super) fn choose_scales<I: Isa, B: Batch, const STEPS: usize, const V: usize, const K: usize>(
     isa: I,
     target: &Target<256>,

@@ -164,6 +164,7 @@ pub(super) fn awkward_rows() -> Vec<Vec<f32>> {
     rows.push(vec![-0.0; COLS]);
     rows.push(vec![0.7; COLS]);
     rows.push(vec![-0.7; COLS]);
+    rows.push(vec![9.5e-6; COLS]);
     rows.push(vec![f32::MAX; COLS]);
     rows.push(vec![f32::MIN; COLS]);
     rows.push((0..COLS).map(|i| if i == 77 { -3.0 } else { 0.0 }).collect());

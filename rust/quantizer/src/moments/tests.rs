@@ -69,3 +69,35 @@ proptest! {
         assert!(set_level(before));
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn drift_is_that_of_f64_on_every_level(cols in 1usize..100, tokens in 0usize..600, seed: u64) {
+        let _guard = GLOBALS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (x, y) = (inputs(seed, cols * tokens), inputs(seed ^ 7, cols * tokens));
+        let before = kizami_kernels::level();
+        let mut all = Vec::new();
+        for level in levels() {
+            assert!(set_level(level));
+            for threads in [1, 3] {
+                assert!(par::set_threads(threads));
+                let mut drift = Drift::new(cols);
+                x.chunks(cols).zip(y.chunks(cols)).for_each(|(x, y)| drift.add(x, y));
+                prop_assert_eq!(drift.pairs(), tokens as u64);
+                all.push(drift.take());
+                prop_assert_eq!(drift.pairs(), 0);
+            }
+        }
+        assert!(set_level(before));
+        prop_assert!(all.iter().all(|sums| *sums == all[0]));
+        for i in 0..cols {
+            for j in 0..cols {
+                let terms = || x.chunks(cols).zip(y.chunks(cols)).map(|(x, y)| f64::from(y[i] - x[i]) * f64::from(x[j]));
+                let (exact, size): (f64, f64) = (terms().sum(), terms().map(f64::abs).sum());
+                prop_assert!((all[0][i * cols + j] - exact).abs() <= 256.0 * 6e-8 * size);
+            }
+        }
+    }
+}

@@ -86,7 +86,7 @@ impl Gqa<'_> {
         check_caches(segments, Self::width(groups, dims))?;
         let mut see = |role, cols, x: &[f32]| {
             if let Some(observer) = observer.as_mut() {
-                observer(Observation { role, index: 0, count: 1, cols, x, pick: None });
+                observer(Observation { role, index: 0, count: 1, cols, x, pick: None, tokens: None });
             }
         };
 

@@ -89,7 +89,7 @@ impl Mla<'_> {
         let observed = observer.is_some();
         let mut see = |role, index, count, cols, x: &[f32], pick: Option<&[u32]>| {
             if let Some(observer) = observer.as_mut() {
-                observer(Observation { role, index, count, cols, x, pick });
+                observer(Observation { role, index, count, cols, x, pick, tokens: None });
             }
         };
 

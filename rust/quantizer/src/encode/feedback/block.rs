@@ -1,4 +1,5 @@
-//! One block of sixteen rows: scales for what would be best, a draft of codes in order, scales for what that met, codes.
+//! One block of sixteen rows: scales for what would be best, a draft of codes in order, scales for what that met, codes,
+//! and codes again.
 
 use super::whole::{Whole, cost};
 use super::{Columns, Set, absorb, octet_mut, octet_of};
@@ -16,6 +17,16 @@ const FACTORS: (f32, f32) = (0.5, 2.0);
 const IN_ORDER: usize = 2;
 /// How often all codes are chosen again after that. A second time lowered the loss by another 2 to 6 %, and took as long.
 const SWEEPS: usize = 1;
+
+/// How a pass goes over a block.
+#[derive(Clone, Copy)]
+pub(super) enum Way<'a> {
+    /// Octet by octet, those behind it making up for it; a draft is for scales to be fitted to.
+    InOrder { draft: bool },
+    /// Octet by octet, given all others as they stand, under the metric of the whole block: codes change only where that
+    /// lowers the loss.
+    Again(&'a Whole),
+}
 
 /// One block of sixteen rows.
 pub(super) struct Block<'a, const N: usize> {
@@ -76,8 +87,8 @@ impl<'a, const N: usize> Block<'a, N> {
         let mut values = [Lanes::ZERO; N];
         for pass in 0..opaque(IN_ORDER + SWEEPS) {
             let (draft, last) = (pass == 0, pass + 1 == IN_ORDER + SWEEPS);
-            let whole = (pass >= IN_ORDER).then_some(whole);
-            self.choose_codes::<I, F>(isa, whole, &scales, &frames, draft, &mut codes, &mut values);
+            let way = if pass < IN_ORDER { Way::InOrder { draft } } else { Way::Again(whole) };
+            self.choose_codes::<I, F>(isa, way, &scales, &frames, &mut codes, &mut values);
             if draft && F::Search::COARSE {
                 (scales, frames) = self.choose_scales::<I, F>(isa, false);
             } else {
@@ -123,21 +134,23 @@ impl<'a, const N: usize> Block<'a, N> {
         (scales, frames)
     }
 
-    /// One pass over the block: codes, what they stand for, and their errors. In order, or, given the metric of the whole
-    /// block, each octet given all others as they stand; then codes change only where that lowers the loss, and the
-    /// errors are those of the open weights, which is all that the loss depends on.
+    /// One pass over the block: codes, what they stand for, and their errors; when codes are chosen again, the errors of
+    /// the open weights, which is all that the loss depends on.
     #[inline(always)]
     pub(super) fn choose_codes<I: Isa, F: Split<N>>(
         &mut self,
         isa: I,
-        whole: Option<&Whole>,
+        way: Way<'_>,
         scales: &[Option<F::Scales>; LANES],
         frames: &[Frame; LANES],
-        draft: bool,
         codes: &mut [[<F::Search as Search>::Code; LANES]; MOST_OCTETS],
         values: &mut [Lanes; N],
     ) {
-        if whole.is_some() {
+        let (again, draft) = match way {
+            Way::InOrder { draft } => (None, draft),
+            Way::Again(whole) => (Some(whole), false),
+        };
+        if again.is_some() {
             for j in 0..N {
                 self.e[j] = self.e[j] + (self.open[j] - self.w[j]);
             }
@@ -146,7 +159,7 @@ impl<'a, const N: usize> Block<'a, N> {
             let (mut octet, mut row) =
                 (&self.columns.octets[self.at / OCTET + g], self.row(scales, frames, g));
             let mut pull = [Lanes::ZERO; OCTET];
-            if let Some(whole) = whole {
+            if let Some(whole) = again {
                 pull = whole.pull(isa, g, self.e);
                 octet = whole.octet(g);
                 (row.w, row.fed) = (*octet_of(&self.open, g), octet.pulled_by(&pull));
@@ -160,14 +173,14 @@ impl<'a, const N: usize> Block<'a, N> {
                 }
             }
             let mut found = [<F::Search as Search>::Code::default(); LANES];
-            let rough = draft || whole.is_none() && F::Search::DRAFTS_HAVE_CODES;
+            let rough = draft || again.is_none() && F::Search::DRAFTS_HAVE_CODES;
             let new = F::Search::choose_whole(isa, octet, &row, rough, &mut found);
             let mut e = [Lanes::ZERO; OCTET];
             for j in 0..OCTET {
                 e[j] = row.w[j] - (new[j] * row.scale + row.start);
             }
             let (mut before, mut after) = (Lanes::splat(f32::MAX), Lanes::ZERO);
-            if whole.is_some() {
+            if again.is_some() {
                 before = cost(isa, octet, octet_of(self.e, g), &pull);
                 after = cost(isa, octet, &e, &pull);
             }

@@ -1,6 +1,7 @@
 //! Feedback through the kernels' decoders: what it gains, extremes, and that neither the cut of the rows nor the
 //! instruction set shows in the bytes.
 
+use super::block::Way;
 use super::*;
 use crate::encode::encode_rows_with_feedback;
 use crate::encode::split::Search;
@@ -77,7 +78,10 @@ fn any_length_of_rows_will_do() {
 #[test]
 fn bytes_depend_neither_on_the_cut_of_rows_nor_on_instructions() {
     let cols = 288;
-    let curvature = |cols| Curvature::new(&moments(24, cols, 40), cols, 0.01).unwrap();
+    let curvature = |cols| {
+        let drift: Vec<f32> = gaussian(26, cols * cols).iter().map(|x| 0.02 * x).collect();
+        Curvature::new(&moments(24, cols, 40), cols, 0.01).unwrap().followed(&drift).unwrap()
+    };
     for (ty, curvature) in types().map(|ty| (ty, curvature(if ty.block() == 32 { cols } else { COLS }))) {
         let rows = gaussian(25, 19 * curvature.cols());
         let whole = encode_under(ty, &rows, &curvature);
@@ -196,8 +200,8 @@ impl<F: Split<N>, const N: usize> Op for Losses<'_, F, N> {
         let mut block = Block::<N>::new(isa, &mut set, &columns, 0);
         let (scales, frames) = block.choose_scales::<I, F>(isa, false);
         for (i, loss) in losses.iter_mut().enumerate() {
-            let whole = (i > 0).then_some(&whole);
-            block.choose_codes::<I, F>(isa, whole, &scales, &frames, false, &mut codes, &mut values);
+            let way = if i > 0 { Way::Again(&whole) } else { Way::InOrder { draft: false } };
+            block.choose_codes::<I, F>(isa, way, &scales, &frames, &mut codes, &mut values);
             block.leave_errors(&scales, &frames, &values);
             let rows: Vec<f32> = (0..LANES).flat_map(|l| block.e.iter().map(move |e| e.0[l])).collect();
             *loss = curvature.loss(&rows);
@@ -283,4 +287,72 @@ impl Op for Build<'_> {
     fn run<I: Isa>(self, isa: I) -> Whole {
         Whole::new(isa, self.0, self.1, self.2)
     }
+}
+
+/// Inputs `y` that are wanted, what they have become, `x`, and the means of `x xᵀ` and `(y - x) xᵀ`.
+fn drifted(cols: usize, tokens: usize) -> ([Vec<f32>; 2], [Vec<f32>; 2]) {
+    let mixed = gaussian(71, cols * 40);
+    let common = gaussian(72, tokens * 40);
+    let noise = gaussian(73, tokens * cols);
+    let (mut x, mut y) = (vec![0.0; tokens * cols], vec![0.0; tokens * cols]);
+    for t in 0..tokens {
+        for c in 0..cols {
+            let value: f32 = (0..40).map(|k| common[40 * t + k] * mixed[40 * c + k]).sum::<f32>() / 6.0;
+            y[t * cols + c] = value + 0.1 * noise[t * cols + c];
+            // A part is lost, and what is left is off.
+            x[t * cols + c] = 0.8 * value + 0.2 * noise[t * cols + (c + 1) % cols];
+        }
+    }
+    let (mut h, mut drift) = (vec![0.0; cols * cols], vec![0.0; cols * cols]);
+    for t in 0..tokens {
+        let (x, y) = (&x[t * cols..][..cols], &y[t * cols..][..cols]);
+        for i in 0..cols {
+            for j in 0..cols {
+                h[i * cols + j] += x[i] * x[j] / tokens as f32;
+                drift[i * cols + j] += (y[i] - x[i]) * x[j] / tokens as f32;
+            }
+        }
+    }
+    ([x, y], [h, drift])
+}
+
+#[test]
+fn rounding_makes_up_for_what_inputs_have_lost() {
+    let (cols, tokens) = (512, 1024);
+    let ([x, y], [h, drift]) = drifted(cols, tokens);
+    let rows: Vec<f32> = gaussian(74, 32 * cols).iter().map(|x| 0.02 * x).collect();
+    let curvature = || Curvature::new(&h, cols, 0.001).unwrap();
+    let off = |back: &[f32]| -> f64 {
+        let mut total = 0.0;
+        for (row, back) in rows.chunks(cols).zip(back.chunks(cols)) {
+            for (x, y) in x.chunks(cols).zip(y.chunks(cols)) {
+                let wanted: f64 = row.iter().zip(y).map(|(w, y)| f64::from(w * y)).sum();
+                let found: f64 = back.iter().zip(x).map(|(w, x)| f64::from(w * x)).sum();
+                total += (wanted - found).powi(2);
+            }
+        }
+        total
+    };
+    for (ty, bound) in [(Type::Iq1S, 0.9), (Type::Iq3S, 0.5), (Type::Q4K, 0.5), (Type::Q4_0, 0.5)] {
+        let without = decode(ty, &encode_under(ty, &rows, &curvature()), cols);
+        let with = decode(ty, &encode_under(ty, &rows, &curvature().followed(&drift).unwrap()), cols);
+        let found = off(&with) / off(&without);
+        assert!(found < bound, "{ty:?}: {found}");
+    }
+    // Where nothing is lost nothing changes.
+    let same = curvature().followed(&vec![0.0; cols * cols]).unwrap();
+    assert_eq!(encode_under(Type::Iq2Xxs, &rows, &same), encode_under(Type::Iq2Xxs, &rows, &curvature()));
+}
+
+#[test]
+fn a_drift_that_is_none_is_refused() {
+    let curvature = || Curvature::new(&moments(75, 64, 20), 64, 0.01).unwrap();
+    assert!(matches!(curvature().followed(&[0.0; 64]), Err(Error::Length { expected: 4096, .. })));
+    let mut drift = vec![0.0; 4096];
+    drift[3 * 64 + 5] = f32::NAN;
+    assert!(matches!(curvature().followed(&drift), Err(Error::Drift { row: 3, col: 5, .. })));
+    // In the scale that moments were brought to it has no end.
+    let tiny: Vec<f32> = moments(75, 64, 20).iter().map(|x| x * 1e-30).collect();
+    let followed = Curvature::new(&tiny, 64, 0.01).unwrap().followed(&[1e20; 4096]);
+    assert!(matches!(followed, Err(Error::Drift { row: 0, col: 0, .. })));
 }
