@@ -113,7 +113,8 @@ class Peer:
 
 
 class Kizami:
-    """Our side: one survey of the calibration text serves all sizes, a second pass makes each file."""
+    """Our side: one survey of the calibration text serves all sizes, a job of its own makes each file. The
+    survey sees the windows that jobs keep for verification, too."""
 
     def __init__(self, model: Path, n_ctx: int) -> None:
         self.reference = kizami.load(model, activations="f32")

@@ -5,8 +5,9 @@
     .venv/bin/python bench/rounding.py --llama build/bin/llama-quantize    # ggml's own encoders beside them
 
 Embedding, head, router and norms stay as they are, so tensors of both files have the same bytes and nothing
-but rounding differs. Statistics come from DIR/calibration.txt; figures from DIR/eval.txt and from any other
-texts named, with float activations. The interval is that of the mean over windows of the paired difference.
+but rounding differs. Statistics come from DIR/calibration.txt; feedback is that of `kizami quantize`, which keeps
+a sixteenth of the text's windows for verification, and its seconds are those of the whole job. Figures are from
+DIR/eval.txt and from any other texts named, with float activations. The interval is that of the mean over windows of the paired difference.
 With llama-quantize there is a third file, of the same types, from the same imatrix; else that column is
 empty.
 """
@@ -107,6 +108,8 @@ def compare(model: Path, options: argparse.Namespace) -> list[dict]:
             start = time.perf_counter()
             kizami.quantize(model, fed, plan=saved, calibration=kept, ctx=n_ctx, force=True)
             seconds.append(time.perf_counter() - start)
+            sizes = [sum(t.nbytes for t in kizami.GGUF(path).values()) for path in (plain, fed)]
+            assert sizes[0] == sizes[1]
             paths = [plain, fed]
             if ggml is not None:
                 ggml.quantize(plan, theirs)

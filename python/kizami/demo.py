@@ -62,7 +62,8 @@ def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> Demo
     source = reference.source
     with tempfile.TemporaryDirectory(prefix="kizami-demo-") as name:
         text = Path(name, "calibration.txt")
-        text.write_text(read_text(EMBEDDED / "calibration.txt")[:CALIBRATION_CHARACTERS], encoding="utf-8")
+        kept = read_text(EMBEDDED / "calibration.txt")[:CALIBRATION_CHARACTERS]
+        text.write_bytes(kept.encode())
 
         def made(out: Path, **options: Any) -> Report:
             options |= {"calibration": text, "ctx": N_CTX, "force": True, "progress": progress}
@@ -70,12 +71,12 @@ def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> Demo
 
         uniform = made(folder / f"tiny-deepseek-{UNIFORM}.gguf", type=UNIFORM, rounding="plain")
         dynamic = made(folder / "tiny-deepseek-dynamic.gguf", size=uniform.bytes)
-    plans = {Path(report.path): report for report in (dynamic, uniform)}
-    models = [load(path) for path in plans]
+    reports = {Path(report.path): report for report in (dynamic, uniform)}
+    models = [load(path) for path in reports]
     ids = windows(reference, read_text(EMBEDDED / "eval.txt"), N_CTX)
     rows, ppl_ref = [], 0.0
-    for (path, plan), scores in zip(
-        plans.items(), score(models, reference, ids, progress=progress), strict=True
+    for (path, report), scores in zip(
+        reports.items(), score(models, reference, ids, progress=progress), strict=True
     ):
         result = scores.summary()
         ppl_ref = result.ppl_ref
@@ -83,13 +84,13 @@ def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> Demo
             {
                 "file": path.name,
                 "bytes": path.stat().st_size,
-                "bpw": plan.bpw,
+                "bpw": report.bpw,
                 "ppl": result.ppl,
                 "kld_mean": result.kld_mean,
                 "kld_p999": result.kld_p999,
                 "same_top": result.same_top,
             }
         )
-    everyone = [("source (FP8)", from_source(source)), *zip((p.name for p in plans), models, strict=True)]
+    everyone = [("source (FP8)", from_source(source)), *zip((p.name for p in reports), models, strict=True)]
     continuations = [(name, model.generate(PROMPT, max_tokens=32, raw=True)) for name, model in everyone]
     return DemoResult(rows, continuations, PROMPT, ppl_ref)

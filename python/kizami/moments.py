@@ -55,8 +55,8 @@ def observed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
 class Curvatures(Sequence[_core.Curvature]):
     """One per matrix of a tensor, or a single one that serves all of them.
 
-    Those of many matrices are made when asked for and not kept: each is a quarter the size of its moments, with
-    drift three quarters.
+    Those of many matrices are made when asked for and not kept: each is a quarter the size of its moments, or
+    three with drift.
     """
 
     def __init__(
