@@ -5,11 +5,11 @@
     .venv/bin/python bench/rounding.py --llama build/bin/llama-quantize    # ggml's own encoders beside them
 
 Embedding, head, router and norms stay as they are, so tensors of both files have the same bytes and nothing
-but rounding differs. Statistics come from DIR/calibration.txt; feedback is that of `kizami quantize`, which keeps
-a sixteenth of the text's windows for verification, and its seconds are those of the whole job. Figures are from
-DIR/eval.txt and from any other texts named, with float activations. The interval is that of the mean over windows of the paired difference.
-With llama-quantize there is a third file, of the same types, from the same imatrix; else that column is
-empty.
+but rounding differs. Statistics come from DIR/calibration.txt; feedback is that of `kizami quantize`, which
+keeps a sixteenth of the text's windows for verification, and its seconds are those of the whole job. Figures
+are from DIR/eval.txt and from any other texts named, with float activations. The interval is that of the mean
+over windows of the paired difference. With llama-quantize there is a third file, of the same types, from the
+same imatrix; else that column is empty.
 """
 
 from __future__ import annotations

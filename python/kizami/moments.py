@@ -253,7 +253,7 @@ class Moments:
         return self._means(name, self.stacks)
 
     def drift_means(self, name: str) -> Sequence[np.ndarray] | None:
-        """Likewise mean ``(y - x) xᵀ``, ``y`` being the inputs that ``x`` are compared with; None without any."""
+        """Likewise mean ``(y - x) xᵀ``, ``y`` being what inputs ``x`` are compared with; None without any."""
         return self._means(name, self.drifts)
 
     def _means(self, name: str, stacks: Mapping[str, Stack]) -> Sequence[np.ndarray] | None:
