@@ -70,7 +70,7 @@ ALLOWED = re.compile(
             r"mem(cpy|set|move|cmp)\b",
             # The curvature of a panel, once per 256 columns and 64 rows; the diagonal of a block, per 16.
             r"kizami_quantizer::(curvature::Curvature::octet|encode::feedback::Columns::(new|diagonal))",
-            r"kizami_quantizer::encode::octet::Octet::new",
+            r"kizami_quantizer::encode::(octet::Octet::new|feedback::whole::factored)",
             r"core::ptr::drop_in_place<(alloc::vec::Vec<)?kizami_quantizer::encode::feedback::(whole::)?\w+>",
             # Blocks of codes that are chosen, as they are put together and written.
             r"core::option::Option<T>::map_or_else|kizami_quantizer::encode::feedback::Group::panel::\{\{closure\}\}",

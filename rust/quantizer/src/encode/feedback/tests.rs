@@ -8,7 +8,7 @@ use crate::encode::split::Search;
 use crate::encode::tests::{awkward_rows, block_types, decode, encode, gaussian, moments};
 use crate::{Error, Metric};
 use kizami_kernels::formats::{Iq1M, Iq1S, Iq2S, Iq2Xxs, Iq3S, Iq3Xxs, Iq4Nl, Q2K, Q4_1, Q4K, Q6K};
-use kizami_kernels::{Type, dispatch, levels, set_level};
+use kizami_kernels::{Type, levels, set_level};
 
 const COLS: usize = 512;
 
@@ -193,7 +193,7 @@ impl<F: Split<N>, const N: usize> Op for Losses<'_, F, N> {
     fn run<I: Isa>(self, isa: I) -> [f64; 4] {
         let (curvature, mut set) = (self.0, Set::new(self.1, N));
         let columns = Columns::new(curvature, 0, N);
-        let whole = Whole::new(isa, &columns, 0, N);
+        let whole = dispatch(Make { panel: &columns, at: 0, n: N });
         let mut codes = [[Default::default(); LANES]; MOST_OCTETS];
         let mut values = [Lanes::ZERO; N];
         let mut losses = [0.0; 4];
@@ -245,7 +245,7 @@ fn the_metric_of_a_block_is_the_one_of_its_losses() {
     let curvature = Curvature::new(&moments(62, cols, 60), cols, 0.01).unwrap();
     for (panel, at, n) in [(0, 0, 256), (256, 0, 256), (256, 96, 32)] {
         let columns = Columns::new(&curvature, panel, 256);
-        let whole = dispatch(Build(&columns, at, n));
+        let whole = dispatch(Make { panel: &columns, at, n });
         let e = gaussian(63, n);
         let mut row = vec![0.0; cols];
         row[panel + at..][..n].copy_from_slice(&e);
@@ -276,16 +276,6 @@ fn the_metric_of_a_block_is_the_one_of_its_losses() {
                 }
             }
         }
-    }
-}
-
-/// [`Whole::new`].
-struct Build<'a>(&'a Columns<'a>, usize, usize);
-
-impl Op for Build<'_> {
-    type Out = Whole;
-    fn run<I: Isa>(self, isa: I) -> Whole {
-        Whole::new(isa, self.0, self.1, self.2)
     }
 }
 

@@ -9,6 +9,7 @@ use super::{Columns, absorb};
 use crate::encode::lanes::{LANES, Lanes};
 use crate::encode::octet::Octet;
 use crate::encode::split::OCTET;
+use kizami_kernels::dispatch::Op;
 use kizami_kernels::isa::Isa;
 
 /// The metric of a block, `L D Lᵀ`, later blocks making up for what this one does.
@@ -20,10 +21,18 @@ pub(super) struct Whole {
     pub(super) octets: Vec<Octet>,
 }
 
-impl Whole {
-    /// That of the `n` columns of a panel that begin with `at`.
+/// Makes that of the `n` columns of a panel that begin with `at`. An operation of its own: it is the same for all formats.
+pub(super) struct Make<'a> {
+    pub(super) panel: &'a Columns<'a>,
+    pub(super) at: usize,
+    pub(super) n: usize,
+}
+
+impl Op for Make<'_> {
+    type Out = Whole;
     #[inline(always)]
-    pub(super) fn new<I: Isa>(isa: I, panel: &Columns, at: usize, n: usize) -> Whole {
+    fn run<I: Isa>(self, isa: I) -> Whole {
+        let Make { panel, at, n } = self;
         let pivots = panel.pivots(at, n);
         // L by columns, sixteen rows side by side, and L D by rows, eight side by side.
         let mut tiles = vec![Lanes::ZERO; n / LANES * n];
@@ -56,7 +65,9 @@ impl Whole {
         }
         Whole { n, columns, octets }
     }
+}
 
+impl Whole {
     /// Octet `g` by itself.
     #[inline(always)]
     pub(super) fn octet(&self, g: usize) -> &Octet {
@@ -76,7 +87,6 @@ impl Whole {
 
 /// Eight columns of a metric by themselves. What others could make up for only lowers pivots, so those of the whole are
 /// the least.
-#[inline(always)]
 fn factored(m: &[[f32; OCTET]; OCTET], least: &[f32; OCTET]) -> Octet {
     let (mut a, mut u, mut d) = ([[0.0; OCTET]; OCTET], [[0.0; OCTET]; OCTET], [0.0; OCTET]);
     for i in 0..OCTET {
