@@ -61,6 +61,7 @@ ALLOWED = re.compile(
         [
             # Other kernels.
             r"<kizami_kernels::isa::\w+::\w+(<\w+>)? as kizami_kernels::isa::Isa>::enter",
+            r"kizami_kernels::dispatch::dispatch",
             # Checks that failed.
             r"core::panicking::|core::(option|result)::\w+_failed|core::slice::index::slice_\w*fail",
             r"core::slice::copy_from_slice_impl::len_mismatch_fail|bytemuck::internal::something_went_wrong",
