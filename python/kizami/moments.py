@@ -185,7 +185,7 @@ class Moments:
             observer: is to see the inputs.
             stacks: the sums taken so far, by the name of what was observed; those of single matrices go
                 when their curvature is made.
-        drifts: the same of what inputs differ by from those that the observer follows; empty if none.
+            drifts: the same of what inputs differ by from those that the observer follows; empty if none.
         """
         self.observed = sorted({other for n in names for other in observed(n, shapes)}) if second else []
         self.observer = Observer(self.observed)
