@@ -33,9 +33,12 @@ SLACK = 128 << 20
 PENDING = 256
 # Weights of a tensor that are encoded together: what is made of them is written and forgotten.
 PIECE = 1 << 24
-# Curvatures of sampled experts, a quarter of their moments each, and the mean of all, that of the layer,
-# the one drawn to it: in moments of one expert.
-BORROWED = 3 + 12 / 4
+# Curvatures of experts that are sampled at a time; each is a quarter of its moments, and the metrics of its
+# blocks of 256 and 32 columns with every eight by themselves: bytes by column.
+SAMPLED = 12
+METRICS = 4 * (256 + 32 + 2 * 9)
+# Besides these the mean of all experts, that of the layer, the one drawn to it: in moments of one expert.
+BORROWED = 3 + SAMPLED / 4
 # Rows of logits that are compared together, and arrays of them in f64: of both models, and on the way to
 # their divergence.
 LOGIT_ROWS = 64
@@ -197,7 +200,8 @@ def _need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool, bo
         weights = math.ceil(source[name].nbytes / n_mat)
         part = "attention" if ".attn" in name else "expert" if "_exps" in name else "rest"
         # A mean in f64, in f32, the matrix that is factored, the factor.
-        largest = int(own * (2.25 + (BORROWED if part == "expert" else 0))) + 4 * PIECE
+        borrowed, sampled = (BORROWED, SAMPLED) if part == "expert" else (0, 0)
+        largest = int(own * (2.25 + borrowed)) + (1 + sampled) * METRICS * cols + 4 * PIECE
         layer.rounding[part] = max(layer.rounding[part], largest)
         observed = moments.observed_as(name, shapes)
         if part == "expert":

@@ -194,8 +194,8 @@ fn write_sums<I: Isa>(isa: I, lanes: &[I::F; LANES], out: &mut [f32]) {
     out.copy_from_slice(&floats[..out.len()]);
 }
 
-/// Columns multiplied together where the register file is wide.
-const TILE: usize = 4;
+/// Columns that pass together, at most.
+const MOST_COLUMNS: usize = 4;
 
 /// Rows decoded together: what they and a tile of columns take fits the first-level cache, powers of two apart too.
 const DECODED: usize = 8;
@@ -231,23 +231,26 @@ fn many<'a, I: Isa, D: Decode>(
                 let rows = &rows.as_chunks::<ROWS>().0[..r_n.div_ceil(ROWS)];
                 let mut c = 0;
                 while c < c_n {
-                    let at = |group: usize| (part / ROWS + group) * width + c;
-                    if I::WIDE && c + TILE <= c_n {
-                        let mut x = [&column(c0 + c)[chunk]; TILE];
-                        for i in 1..TILE {
-                            x[i] = &column(c0 + c + i)[chunk];
-                        }
-                        for (group, rows) in rows.iter().enumerate() {
-                            tile::<I, TILE>(isa, rows, x, steps, chunk == 0, &mut acc[at(group)..]);
-                        }
-                        c += TILE;
-                    } else {
-                        let x = [&column(c0 + c)[chunk]];
-                        for (group, rows) in rows.iter().enumerate() {
-                            tile::<I, 1>(isa, rows, x, steps, chunk == 0, &mut acc[at(group)..]);
-                        }
-                        c += 1;
+                    let wide = I::FLOAT_TILE.1 > 1 && c + I::FLOAT_TILE.1 <= c_n;
+                    let together = if wide { I::FLOAT_TILE.1 } else { 1 };
+                    let mut x = [&column(c0 + c)[chunk]; MOST_COLUMNS];
+                    for i in 1..together {
+                        x[i] = &column(c0 + c + i)[chunk];
                     }
+                    for (group, rows) in rows.iter().enumerate() {
+                        let acc = &mut acc[(part / ROWS + group) * width + c..];
+                        match (wide, I::FLOAT_TILE) {
+                            (true, (2, 3)) => {
+                                tile::<I, 2, 3>(isa, rows, 0, x, steps, chunk == 0, acc);
+                                tile::<I, 2, 3>(isa, rows, 2, x, steps, chunk == 0, acc);
+                            }
+                            (true, _) => {
+                                tile::<I, ROWS, MOST_COLUMNS>(isa, rows, 0, x, steps, chunk == 0, acc)
+                            }
+                            (false, _) => tile::<I, ROWS, 1>(isa, rows, 0, x, steps, chunk == 0, acc),
+                        }
+                    }
+                    c += together;
                 }
             }
             for c in 0..c_n {
@@ -261,40 +264,42 @@ fn many<'a, I: Isa, D: Decode>(
     }
 }
 
-/// Adds the products of four rows and `C` columns to `acc`, or starts it with them; accumulators stay in registers.
+/// Adds the products of `R` rows, from `first`, and `C` columns to `acc`, or starts it with them; accumulators stay in
+/// registers.
 #[inline(always)]
-fn tile<I: Isa, const C: usize>(
+fn tile<I: Isa, const R: usize, const C: usize>(
     isa: I,
     w: &[Floats; ROWS],
-    x: [&[f32; CHUNK]; C],
+    first: usize,
+    x: [&[f32; CHUNK]; MOST_COLUMNS],
     steps: usize,
     starts: bool,
     acc: &mut [[[f32; LANES]; ROWS]],
 ) {
     let acc = &mut acc[..C];
-    let mut sums = [[isa.splat(0.0); ROWS]; C];
+    let mut sums = [[isa.splat(0.0); R]; C];
     if !starts {
         for c in 0..C {
-            for r in 0..ROWS {
-                sums[c][r] = isa.load(&acc[c][r]);
+            for r in 0..R {
+                sums[c][r] = isa.load(&acc[c][first + r]);
             }
         }
     }
     for k in 0..steps.min(CHUNK / LANES) {
-        let mut rows = [isa.splat(0.0); ROWS];
-        for r in 0..ROWS {
-            rows[r] = isa.load(&w[r].0.as_chunks::<LANES>().0[k]);
+        let mut rows = [isa.splat(0.0); R];
+        for r in 0..R {
+            rows[r] = isa.load(&w[first + r].0.as_chunks::<LANES>().0[k]);
         }
         for c in 0..C {
             let column = isa.load(&x[c].as_chunks::<LANES>().0[k]);
-            for r in 0..ROWS {
+            for r in 0..R {
                 sums[c][r] = isa.fma(rows[r], column, sums[c][r]);
             }
         }
     }
     for c in 0..C {
-        for r in 0..ROWS {
-            isa.store(sums[c][r], &mut acc[c][r]);
+        for r in 0..R {
+            isa.store(sums[c][r], &mut acc[c][first + r]);
         }
     }
 }

@@ -23,8 +23,12 @@ use kizami_kernels::dispatch::Op;
 use kizami_kernels::isa::{Isa, LANES};
 use kizami_kernels::{dispatch, par};
 
+mod blocks;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use blocks::BlockMetric;
+use blocks::Blocks;
 
 /// Columns whose rows of `U` lie together.
 pub(crate) const OCTET: usize = 8;
@@ -55,6 +59,8 @@ pub struct Curvature {
     /// What is fed into columns before any is rounded, for each weight: `K` of [`Curvature::followed`], eight columns
     /// after the other, all rows. Nothing where inputs do not differ.
     drift: Vec<[f32; OCTET]>,
+    /// The metrics of blocks by themselves.
+    blocks: Blocks,
 }
 
 impl Curvature {
@@ -68,7 +74,8 @@ impl Curvature {
     /// guarantees, damping is multiplied by eight and the work begins anew; [`Curvature::damping`] tells. Moments that
     /// are all zero count as the identity.
     ///
-    /// About `cols³ / 3` multiply-adds on all threads; holds `1.5 cols²` floats meanwhile and half of `cols²` after.
+    /// About `cols³ / 3` multiply-adds on all threads; holds `1.5 cols²` floats meanwhile, and after half of `cols²` and
+    /// `290 cols` for the metrics of blocks.
     ///
     /// Errors: a wrong length, an entry that is not finite, not symmetric or larger than its diagonals allow.
     pub fn new(moments: &[f32], cols: usize, damping: f32) -> Result<Curvature, Error> {
@@ -92,15 +99,11 @@ impl Curvature {
             });
             if let Some(pivots) = eliminate(&mut matrix, cols, 0.5 * extra) {
                 let (importance, unit) = if mean > 0.0 { (importance, unit) } else { (vec![1.0; cols], 1.0) };
-                return Ok(Curvature {
-                    cols,
-                    damping,
-                    unit,
-                    importance,
-                    pivots,
-                    factor: pack(&matrix, cols),
-                    drift: Vec::new(),
-                });
+                let factor = pack(&matrix, cols);
+                drop(matrix);
+                let (drift, blocks) = (Vec::new(), Blocks::default());
+                let made = Curvature { cols, damping, unit, importance, pivots, factor, drift, blocks };
+                return Ok(Curvature { blocks: Blocks::new(&made), ..made });
             }
             damping *= MORE_DAMPING;
         }
@@ -163,6 +166,11 @@ impl Curvature {
     /// `D`: what a squared error costs in each column once later columns have made up for it.
     pub(crate) fn pivots(&self) -> &[f32] {
         &self.pivots
+    }
+
+    /// The metric of the block of `n` columns that begin with `start`, where `n` is a length that blocks have.
+    pub(crate) fn block(&self, start: usize, n: usize) -> &BlockMetric {
+        self.blocks.at(start, n)
     }
 
     /// The loss of error rows, `e H eᵀ` under the damped moments, summed over rows; of weights, the mean square of

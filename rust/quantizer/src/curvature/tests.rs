@@ -139,3 +139,39 @@ fn what_is_fed_in_is_what_drift_asks_for() {
         assert!(off < 1e-6 * size, "{n}: {off} of {size}");
     }
 }
+
+#[test]
+fn the_metric_of_a_block_is_the_one_of_its_losses() {
+    let cols = 512;
+    let curvature = Curvature::new(&moments(62, cols, 60), cols, 0.01).unwrap();
+    for (start, n) in [(0, 256), (256, 256), (352, 32)] {
+        let metric = curvature.block(start, n);
+        let e = gaussian(63, n);
+        // Later blocks make up for what this one does: columns behind it do not count.
+        let expected: f64 = (0..n)
+            .map(|j| {
+                let u = |i: usize| f64::from(curvature.octet((start + j) / OCTET)[start + i][j % OCTET]);
+                let r: f64 = f64::from(e[j]) + (0..j).map(|i| f64::from(e[i]) * u(i)).sum::<f64>();
+                f64::from(curvature.pivots()[start + j]) * r * r
+            })
+            .sum();
+        let entry = |i: usize, j: usize| f64::from(metric.octet(j / OCTET)[i][j % OCTET]);
+        let mut found = 0.0;
+        for i in 0..n {
+            for j in 0..n {
+                found += f64::from(e[i]) * entry(i, j) * f64::from(e[j]);
+            }
+        }
+        assert!((found - expected).abs() < 1e-4 * expected, "{found} against {expected}");
+        for (g, (u, d)) in metric.octets.iter().enumerate() {
+            let l = |i: usize, k: usize| if i == k { 1.0 } else { f64::from(u[i][k]) };
+            for i in 0..OCTET {
+                for j in 0..OCTET {
+                    let found: f64 = (i.max(j)..OCTET).map(|k| l(i, k) * f64::from(d[k]) * l(j, k)).sum();
+                    let at = |i: usize, j: usize| entry(OCTET * g + i, OCTET * g + j);
+                    assert!((found - at(i, j)).abs() < 1e-4 * at(i, i).max(at(j, j)));
+                }
+            }
+        }
+    }
+}

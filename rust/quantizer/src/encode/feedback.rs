@@ -24,10 +24,10 @@ use super::split::{MOST_OCTETS, OCTET, Split};
 use super::target::{Frame, largest};
 use crate::curvature::Curvature;
 use block::Block;
-use kizami_kernels::dispatch::{Op, dispatch};
+use kizami_kernels::dispatch::Op;
 use kizami_kernels::isa::Isa;
 use std::marker::PhantomData;
-use whole::Make;
+use whole::Whole;
 
 /// Columns whose errors are fed on together: no block is longer.
 const PANEL: usize = MOST_OCTETS * OCTET;
@@ -140,7 +140,7 @@ impl Group<'_> {
         }
         let columns = Columns::new(curvature, start, width);
         for at in (0..width).step_by(N) {
-            let whole = dispatch(Make { panel: &columns, at, n: N });
+            let whole = Whole::new(curvature.block(start + at, N));
             for (set, out) in self.sets.iter_mut().zip(self.out.chunks_mut(LANES * self.row_bytes)) {
                 let mut block = Block::<N>::new(isa, set, &columns, at);
                 block.encode::<I, F>(isa, &whole, self.gain, |row, block| {

@@ -5,7 +5,13 @@ use super::{Book, WORST};
 use crate::encode::lanes::{LANES, Lanes, opaque};
 use kizami_kernels::isa::Isa;
 
+/// Room for the kinds of parts, a power of two.
+const ROOM: usize = 16;
+
 impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
+    /// Whether so many entries share a first half that what their parts put on top is better summed once for all.
+    const MANY: bool = ENTRIES >= 1024;
+
     /// The cheapest entry of each lane, given what each half costs and `2 values(first) cross values(second)` on top, and
     /// under which of `V` variants; halves' costs differ between variants, what is on top does not. Halves have two parts
     /// of `PARTS` kinds, as in [`whole_costs`].
@@ -33,25 +39,41 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
         }
         let (mut cost, mut places, mut halves) = (isa.splat(WORST), isa.splat(0.0), isa.splat(0.0));
         let one = isa.splat(1.0);
+        // What each part of a second half puts on top, and the first of them with the first half.
+        let (mut tops, mut begun) = ([[Lanes::ZERO; ROOM]; 2], [[Lanes::ZERO; ROOM]; V]);
         for h in self.firsts() {
             let h = usize::from(*h) % HALVES;
-            let (before, mut firsts) = (cost, [cost; V]);
-            for v in 0..V {
-                firsts[v] = first[v][h].f(isa);
-            }
-            let mut slope = [cost; LEN];
+            let (before, mut slope) = (cost, [cost; LEN]);
             for k in 0..LEN {
                 slope[k] = isa.plus(slopes[0][h / PARTS][k].f(isa), slopes[1][h % PARTS][k].f(isa));
+            }
+            if Self::MANY {
+                part_sums::<I, LEN, PARTS>(isa, values, &slope, &mut tops);
+                for v in 0..V {
+                    for p in 0..PARTS {
+                        begun[v][p] = Lanes::of(isa, isa.plus(first[v][h].f(isa), tops[0][p].f(isa)));
+                    }
+                }
+            }
+            let mut firsts = [cost; V];
+            for v in 0..V {
+                firsts[v] = first[v][h].f(isa);
             }
             let mut place = isa.splat(f32::from(self.runs[h].0));
             for half in self.run(h) {
                 let half = usize::from(*half) % HALVES;
-                let mut total = isa.plus(firsts[0], second[0][half].f(isa));
+                let (p, q) = (half / PARTS % ROOM, half % PARTS % ROOM);
+                let begin = |v: usize| if Self::MANY { begun[v][p].f(isa) } else { firsts[v] };
+                let mut total = isa.plus(begin(0), second[0][half].f(isa));
                 for v in 1..V {
-                    total = isa.least(total, isa.plus(firsts[v], second[v][half].f(isa)));
+                    total = isa.least(total, isa.plus(begin(v), second[v][half].f(isa)));
                 }
-                for k in 0..LEN {
-                    total = isa.fma(slope[k], isa.splat(values[half][k]), total);
+                if Self::MANY {
+                    total = isa.plus(total, tops[1][q].f(isa));
+                } else {
+                    for k in 0..LEN {
+                        total = isa.fma(slope[k], isa.splat(values[half][k]), total);
+                    }
                 }
                 places = isa.where_less(total, cost, place, places);
                 cost = isa.least(total, cost);
@@ -74,6 +96,26 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
             }
         }
         (numbers, variants)
+    }
+}
+
+/// What every part of a second half puts on top of a first half that has these slopes.
+#[inline(always)]
+fn part_sums<I: Isa, const LEN: usize, const PARTS: usize>(
+    isa: I,
+    values: &[[f32; LEN]],
+    slope: &[I::F; LEN],
+    out: &mut [[Lanes; ROOM]; 2],
+) {
+    let middle = LEN / 2;
+    for side in 0..2 {
+        for p in 0..PARTS {
+            let mut top = isa.mul(slope[side * middle], isa.splat(values[p][middle]));
+            for i in 1..middle {
+                top = isa.fma(slope[side * middle + i], isa.splat(values[p][middle + i]), top);
+            }
+            out[side][p] = Lanes::of(isa, top);
+        }
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) enum Way<'a> {
     InOrder { draft: bool },
     /// Octet by octet, given all others as they stand, under the metric of the whole block: codes change only where that
     /// lowers the loss.
-    Again(&'a Whole),
+    Again(&'a Whole<'a>),
 }
 
 /// One block of sixteen rows.
@@ -40,7 +40,7 @@ pub(super) struct Block<'a, const N: usize> {
     /// What earlier blocks feed in.
     fed: [Lanes; N],
     /// `w L + f`: residuals if all codes stood for zero.
-    whole: [Lanes; N],
+    bare: [Lanes; N],
     /// The weights that would leave no residuals.
     open: [Lanes; N],
     /// The same; of coarse codes, after a draft, given the errors of octets before.
@@ -54,7 +54,7 @@ impl<'a, const N: usize> Block<'a, N> {
         let (before, e) = set.e.split_at_mut(begin);
         let (w, e) = (&set.w[begin..begin + N], &mut e[..N]);
         let mut fed: [Lanes; N] = set.fed[at..at + N].try_into().expect("a whole block");
-        let (mut whole, mut free, mut given) = ([Lanes::ZERO; N], [Lanes::ZERO; N], [Lanes::ZERO; N]);
+        let (mut bare, mut free, mut given) = ([Lanes::ZERO; N], [Lanes::ZERO; N], [Lanes::ZERO; N]);
         for g in 0..N / OCTET {
             let (here, octet) = (at / OCTET + g, &columns.octets[at / OCTET + g]);
             let fed = octet_mut(&mut fed, g);
@@ -62,7 +62,7 @@ impl<'a, const N: usize> Block<'a, N> {
             let above = columns.u(here, at, at + OCTET * g);
             let mut sums = *fed;
             absorb(isa, &mut sums, &w[..OCTET * g], above);
-            *octet_mut(&mut whole, g) = octet.residual(octet_of(w, g), &sums);
+            *octet_mut(&mut bare, g) = octet.residual(octet_of(w, g), &sums);
             let mut sums = *fed;
             absorb(isa, &mut sums, &given[..OCTET * g], above);
             *octet_mut(&mut given, g) = octet.given(&sums);
@@ -70,7 +70,7 @@ impl<'a, const N: usize> Block<'a, N> {
                 free[j] = w[j] - given[j];
             }
         }
-        Block { columns, at, count: set.count, frames: &set.frames, w, e, fed, whole, open: free, free }
+        Block { columns, at, count: set.count, frames: &set.frames, w, e, fed, bare, open: free, free }
     }
 
     /// Chooses scales and codes, leaves the errors in `e`, and hands each row's number and block to `put`.
@@ -78,7 +78,7 @@ impl<'a, const N: usize> Block<'a, N> {
     pub(super) fn encode<I: Isa, F: Split<N>>(
         &mut self,
         isa: I,
-        whole: &Whole,
+        whole: &Whole<'_>,
         gain: f32,
         mut put: impl FnMut(usize, F::Block),
     ) {
@@ -224,7 +224,7 @@ impl<'a, const N: usize> Block<'a, N> {
         for g in 0..N / OCTET {
             let octet = &self.columns.octets[self.at / OCTET + g];
             let residual = octet.residual(octet_of(self.e, g), &self.fed_into(isa, g));
-            fit.add(octet, octet_of(&self.whole, g), &residual);
+            fit.add(octet, octet_of(&self.bare, g), &residual);
         }
         fit
     }
@@ -294,21 +294,21 @@ struct Fit {
     /// `<q, q>`
     square: Lanes,
     /// `<t, t>`
-    whole: Lanes,
+    target: Lanes,
 }
 
 impl Fit {
-    const NONE: Fit = Fit { cross: Lanes::ZERO, square: Lanes::ZERO, whole: Lanes::ZERO };
+    const NONE: Fit = Fit { cross: Lanes::ZERO, square: Lanes::ZERO, target: Lanes::ZERO };
 
     /// Adds an octet's part: its residuals if all codes stood for zero, and as they are.
     #[inline(always)]
-    fn add(&mut self, octet: &Octet, whole: &[Lanes; OCTET], residual: &[Lanes; OCTET]) {
+    fn add(&mut self, octet: &Octet, bare: &[Lanes; OCTET], residual: &[Lanes; OCTET]) {
         for j in 0..OCTET {
-            let (whole, d) = (whole[j], Lanes::splat(octet.d[j]));
-            let q = whole - residual[j];
-            self.cross = self.cross + d * whole * q;
+            let (t, d) = (bare[j], Lanes::splat(octet.d[j]));
+            let q = t - residual[j];
+            self.cross = self.cross + d * t * q;
             self.square = self.square + d * q * q;
-            self.whole = self.whole + d * whole * whole;
+            self.target = self.target + d * t * t;
         }
     }
 
@@ -316,7 +316,7 @@ impl Fit {
     #[inline(always)]
     fn factor(&self, lane: usize, gain: f32) -> f32 {
         let least_squares = self.cross.0[lane] / self.square.0[lane];
-        let whole = self.whole.0[lane] / self.cross.0[lane];
-        least_squares + gain * (whole - least_squares)
+        let full = self.target.0[lane] / self.cross.0[lane];
+        least_squares + gain * (full - least_squares)
     }
 }

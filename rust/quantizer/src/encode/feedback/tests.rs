@@ -193,7 +193,7 @@ impl<F: Split<N>, const N: usize> Op for Losses<'_, F, N> {
     fn run<I: Isa>(self, isa: I) -> [f64; 4] {
         let (curvature, mut set) = (self.0, Set::new(self.1, N));
         let columns = Columns::new(curvature, 0, N);
-        let whole = dispatch(Make { panel: &columns, at: 0, n: N });
+        let whole = Whole::new(curvature.block(0, N));
         let mut codes = [[Default::default(); LANES]; MOST_OCTETS];
         let mut values = [Lanes::ZERO; N];
         let mut losses = [0.0; 4];
@@ -234,46 +234,6 @@ fn sweeps_lower_the_loss_and_leave_codes_for_what_they_stand_for() {
     sweeps::<Iq3Xxs, 256>();
     sweeps::<Iq2S, 256>();
     sweeps::<Iq1M, 256>();
-}
-
-#[test]
-fn the_metric_of_a_block_is_the_one_of_its_losses() {
-    let cols = 512;
-    let curvature = Curvature::new(&moments(62, cols, 60), cols, 0.01).unwrap();
-    for (panel, at, n) in [(0, 0, 256), (256, 0, 256), (256, 96, 32)] {
-        let columns = Columns::new(&curvature, panel, 256);
-        let whole = dispatch(Make { panel: &columns, at, n });
-        let e = gaussian(63, n);
-        let mut row = vec![0.0; cols];
-        row[panel + at..][..n].copy_from_slice(&e);
-        // Later blocks make up for what this one does: columns behind it do not count.
-        let expected: f64 = (0..n)
-            .map(|j| {
-                let u = |i: usize| {
-                    f64::from(curvature.octet((panel + at + j) / OCTET)[panel + at + i][j % OCTET])
-                };
-                let r: f64 = f64::from(e[j]) + (0..j).map(|i| f64::from(e[i]) * u(i)).sum::<f64>();
-                f64::from(curvature.pivots()[panel + at + j]) * r * r
-            })
-            .sum();
-        let mut found = 0.0;
-        for i in 0..n {
-            for j in 0..n {
-                found += f64::from(e[i])
-                    * f64::from(whole.columns[n * (j / OCTET) + i][j % OCTET])
-                    * f64::from(e[j]);
-            }
-        }
-        assert!((found - expected).abs() < 1e-4 * expected, "{found} against {expected}");
-        for (g, octet) in whole.octets.iter().enumerate() {
-            for i in 0..OCTET {
-                for j in 0..OCTET {
-                    let (found, expected) = (octet.m[i][j], whole.columns[n * g + OCTET * g + i][j]);
-                    assert!((found - expected).abs() < 1e-4 * octet.m[i][i].max(octet.m[j][j]));
-                }
-            }
-        }
-    }
 }
 
 /// Inputs `y` that are wanted, what they have become, `x`, and the means of `x xᵀ` and `(y - x) xᵀ`.
