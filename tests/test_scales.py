@@ -17,7 +17,7 @@ import kizami
 import synthetic
 from commandline import json_of, one_error
 from commandline import kizami as command
-from kizami import _core
+from kizami import _core, job
 from kizami.allocation import make_plan
 from kizami.calibrate import calibrate
 from kizami.checkpoint import open_source
@@ -329,6 +329,29 @@ def test_input_scales_are_left_out(original, scaled, tmp_path):
     kizami.quantize(path, tmp_path / "again.gguf", type="NVFP4")
     kizami.quantize(scaled, tmp_path / "expected.gguf", type="NVFP4")
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "expected.gguf").read_bytes()
+
+
+def test_a_job_may_end_between_a_weight_and_its_scales(scaled, tmp_path, monkeypatch):
+    kizami.quantize(scaled, tmp_path / "expected.gguf", type="NVFP4")
+    monkeypatch.setattr(job, "SYNC_BYTES", 1)
+    original, written = job.Job.write, []
+
+    def write(self, name, pieces):
+        written.append(name)
+        if sum(n.endswith(".scale") for n in written) == 3:
+            raise KeyboardInterrupt
+        original(self, name, pieces)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.Job, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            kizami.quantize(scaled, tmp_path / "out.gguf", type="NVFP4")
+    alone = written[-2]
+    assert written[-1] == scale_name(alone)
+    records = (tmp_path / "out.gguf.kizami-journal").read_text()
+    assert f'"{alone}"' in records and f'"{written[-1]}"' not in records
+    kizami.quantize(scaled, tmp_path / "out.gguf", type="NVFP4", resume=True)
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "expected.gguf").read_bytes()
 
 
 def test_arrays_can_have_one_too():
