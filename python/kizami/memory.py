@@ -37,8 +37,12 @@ PIECE = 1 << 24
 # blocks of 256 and 32 columns with every eight by themselves: bytes by column.
 SAMPLED = 12
 METRICS = 4 * (256 + 32 + 2 * 9)
-# Besides these the mean of all experts, that of the layer, the one drawn to it: in moments of one expert.
-BORROWED = 3 + SAMPLED / 4
+# Where experts have moments of their own: the mean of all, that of the layer, the one drawn to it, in moments
+# of one expert.
+BORROWED = 3
+# What making a curvature takes, in moments: a mean in f64, in f32, the matrix that is factored, the factor;
+# with inputs to follow all but the last two twice, and what is solved for them before and after it is packed.
+MAKING = {1: 2.25, 2: 2.375}
 # Rows of logits that are compared together, and arrays of them in f64: of both models, and on the way to
 # their divergence.
 LOGIT_ROWS = 64
@@ -199,11 +203,13 @@ def _need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool, bo
         imatrix += 4 * n_mat * cols
         weights = math.ceil(source[name].nbytes / n_mat)
         part = "attention" if ".attn" in name else "expert" if "_exps" in name else "rest"
-        # A mean in f64, in f32, the matrix that is factored, the factor.
-        borrowed, sampled = (BORROWED, SAMPLED) if part == "expert" else (0, 0)
-        largest = int(own * (2.25 + borrowed)) + (1 + sampled) * METRICS * cols + 4 * PIECE
-        layer.rounding[part] = max(layer.rounding[part], largest)
         observed = moments.observed_as(name, shapes)
+        by_expert = "_exps" in observed
+        borrowed = BORROWED if by_expert else 0
+        # A survey samples some experts together, before the pass beside what is written.
+        sampled = SAMPLED if by_expert and both == 1 else 0
+        largest = int(own * (MAKING[both] + borrowed + sampled / 4)) + (1 + sampled) * METRICS * cols + 4 * PIECE
+        layer.rounding[part] = max(layer.rounding[part], largest)
         if part == "expert":
             layer.n_expert = max(layer.n_expert, n_mat)
             layer.passing[part] += weights
@@ -212,7 +218,6 @@ def _need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool, bo
             layer.passing[part] += n_mat * (weights + both * 4 * tokens * (rows + cols))
         if observed not in seen:
             seen.add(observed)
-            by_expert = "_exps" in observed
             layer.moments["expert" if by_expert else part] += own if by_expert else n_mat * own
     for layer in tensors.values():
         layer.passing["rest"] += both * 24 * tokens * d
