@@ -359,6 +359,47 @@ def test_two_jobs_on_one_output(model, expected, often, tmp_path):
     assert out.read_bytes() == expected and names(tmp_path) == ["out.gguf"]
 
 
+def test_too_little_memory_loses_nothing_that_is_finished(model, cases, often, tmp_path):
+    options = {"bpw": 4.0, "calibration": model / "calibration.txt"}
+    out = tmp_path / "out.gguf"
+    interrupt(model, out, tensors=5, **options)
+    before = names(tmp_path)
+    with pytest.raises(UsageError, match="max-memory"):
+        package.quantize(model, out, resume=True, max_memory=1, **options)
+    assert names(tmp_path) == before != []
+    package.quantize(model, out, resume=True, **options)
+    assert kills.hashes(tmp_path) == cases["feedback"].expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_a_journal_that_cannot_grow_says_so_once(tmp_path):
+    program = """
+import resource, signal, sys
+from pathlib import Path
+from kizami.errors import InputOutputError
+from kizami.journal import Journal
+journal = Journal(Path(sys.argv[1]))
+journal.append({"recipe": 1})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    journal.append({"unit": "x" * 200})
+except InputOutputError as error:
+    print(error)
+journal.close()
+"""
+    path = tmp_path / "journal"
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stderr and "cannot write the journal" in done.stdout
+    again = Journal(path)
+    assert again.records == [{"recipe": 1}] and again.lines == 1
+    again.append({"unit": "y"})
+    again.close()
+    again = Journal(path)
+    again.close()
+    assert again.records == [{"recipe": 1}, {"unit": "y"}]
+
+
 def test_an_error_that_would_come_again_leaves_nothing(model, often, tmp_path):
     out = tmp_path / "out.gguf"
     out.write_bytes(b"older")

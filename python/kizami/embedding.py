@@ -93,16 +93,17 @@ def _inverse_powers(model: Model, ids: np.ndarray) -> tuple[float, float]:
 
     To three digits, since the order of NumPy's sums is its own.
     """
-    segments = [Segment(window, model.new_cache(), len(window)) for window in ids]
-    batch = Batch(segments, activations=model.activations)
-    x = batch.embed(model.decoder.head)
-    before = _inverse_power(x)
-    batch.attend(x, model.decoder.layers[0].attention)
-    return before, _inverse_power(x)
+    before, after = [], []
+    for window in ids:  # one at a time: memory may be short
+        batch = Batch([Segment(window, model.new_cache(), len(window))], activations=model.activations)
+        x = batch.embed(model.decoder.head)
+        before.append((x.astype(np.float64) ** 2).mean(axis=1))
+        batch.attend(x, model.decoder.layers[0].attention)
+        after.append((x.astype(np.float64) ** 2).mean(axis=1))
+    return _inverse_power(np.concatenate(before)), _inverse_power(np.concatenate(after))
 
 
-def _inverse_power(x: np.ndarray) -> float:
-    powers = (x.astype(np.float64) ** 2).mean(axis=1)
+def _inverse_power(powers: np.ndarray) -> float:
     powers = powers[powers > 0]  # a row that is all zero says nothing
     return float(f"{(1 / powers).mean():.3g}") if len(powers) else 0.0
 

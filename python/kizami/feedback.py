@@ -149,6 +149,7 @@ def layers(
             cut.release(model.source)
             if names:
                 yield names, found
+            del found  # not to be held while the next ones are gathered
             passage.attention_is_written(number)
             rest = [name for name in wanted(prefix) if name not in names]
             for names, passes in passage.steps(rest):
@@ -160,6 +161,7 @@ def layers(
                         cut.release(model.source)
                     if names:
                         yield names, found
+                    del found
             passage.layer_is_written(number)
         if head:
             found = observe(head, IN_MEMORY)

@@ -172,26 +172,29 @@ class Job:
 
     # -- tensors ---------------------------------------------------------------------------------------
 
-    def check_space(self, needed: int) -> None:
+    def check_space(self, needed: int, waiting: int = 0) -> None:
         """Compares with the free space of the output's disk, before any work, unless it is reserved.
 
         Args:
             needed: bytes of the output.
+            waiting: bytes of what waits beside it, in files without names, until it is made.
 
         Raises:
             InputOutputError: there is less.
         """
         if "layout" not in self._kept:
-            self._check_free(needed)
+            self._check_free(needed, waiting)
 
-    def _check_free(self, needed: int) -> None:
+    def _check_free(self, needed: int, waiting: int = 0) -> None:
         # What is reserved counts.
         has = sum(getattr(path.stat(), "st_blocks", 0) * 512 for path in self._temporaries())
         free = shutil.disk_usage(self.out.parent).free
-        if needed - has > free:
+        if needed - has + waiting > free:
+            files = f" and {waiting:,} for what waits on disk" if waiting else ""
             raise InputOutputError(
-                f"{self.out}: not enough space: the output needs {needed - has:,} bytes, {free:,} are free",
-                hint="free some, or ask for a smaller output",
+                f"{self.out}: not enough space: the output needs {needed - has:,} bytes{files}, {free:,} are "
+                "free",
+                hint="free some, ask for a smaller output" + (" or allow more memory" if waiting else ""),
             )
 
     def lay_out(
@@ -334,7 +337,10 @@ class Job:
     ) -> None:
         if self._finished:
             return
-        hopeless = isinstance(error, (FormatError, UsageError)) and not isinstance(error, ResumeError)
+        begun = self._begun()
+        # What was begun is worth more than a wrong word on the next command line.
+        wrong = (FormatError,) if begun else (FormatError, UsageError)
+        hopeless = isinstance(error, wrong) and not isinstance(error, ResumeError)
         try:
             if not hopeless:
                 self.sync()
@@ -345,14 +351,17 @@ class Job:
                 part.close()
             except OSError:
                 pass  # what it still had to write is in no record
-        begun = any("recipe" not in record for record in self._journal.records)
-        if begun and not hopeless:
+        if self._begun() and not hopeless:
             self._journal.close()
-            if isinstance(error, InputOutputError) and error.hint is None:
-                error.hint = RESUME
+            if isinstance(error, InputOutputError):
+                error.hint = f"{error.hint}; {RESUME}" if error.hint else RESUME
             return
         self._remove_files()
         self._journal.close(remove=True)
+
+    def _begun(self) -> bool:
+        """Whether anything is finished."""
+        return any("recipe" not in record for record in self._journal.records)
 
     def _temporaries(self) -> list[Path]:
         pattern = shard_name(Path(glob.escape(self.out.name)), "?" * 5, "?" * 5) + TEMPORARY

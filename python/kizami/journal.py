@@ -79,8 +79,11 @@ class Journal:
 
     def _open(self) -> IO[bytes]:
         while True:
+            # Unbuffered: a buffer that could not be written would be tried again, and fail again, at the end.
             file = os.fdopen(
-                os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b"
+                os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666),
+                "r+b",
+                buffering=0,
             )
             if not _lock(file):
                 file.close()
@@ -106,7 +109,9 @@ class Journal:
         try:
             self._file.seek(self._end)
             self._file.truncate()
-            self._file.write(b"".join(map(_line, records)))
+            left = memoryview(b"".join(map(_line, records)))
+            while left:
+                left = left[self._file.write(left) :]
             to_disk(self._file)
             self._end = self._file.tell()
         except OSError as error:

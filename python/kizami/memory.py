@@ -23,8 +23,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # Windows that run together: their tokens share each expert's decoded weights.
 TOGETHER = 4
-# Windows kept for verification, at most, and as a share of the text.
-APART, SHARE = 16, 16
+# Windows held out for verification, at most, and one of so many.
+HELD_OUT, SHARE = 16, 16
 # Experts of a part that leave what all parts do over again, norm and router, small beside their own work.
 ENOUGH = 8
 # What the interpreter, libraries and allocators take beyond what is counted.
@@ -33,8 +33,8 @@ SLACK = 128 << 20
 PENDING = 256
 # Weights of a tensor that are encoded together: what is made of them is written and forgotten.
 PIECE = 1 << 24
-# Curvatures of experts that are sampled at a time; each is a quarter of its moments, and the metrics of its
-# blocks of 256 and 32 columns with every eight by themselves: bytes by column.
+# Experts that are sampled at a time, at most. The curvature of each takes a quarter of its moments, and the
+# metrics of its blocks of 256 and 32 columns with every eight by themselves, bytes by column.
 SAMPLED = 12
 METRICS = 4 * (256 + 32 + 2 * 9)
 # Where experts have moments of their own: the mean of all, that of the layer, the one drawn to it, in moments
@@ -177,17 +177,30 @@ def need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool, bes
         model: a loaded model.
         ids_shape: ``(n_windows, n_ctx)`` of the text, windows that are kept for verification among them.
         windows: that run together.
-        probed: whether it is a survey that may end in probes.
+        probed: whether there is a survey, that may end in probes.
         beside: whether, in a pass after that, windows pass what is written, too, and inputs of both are
-            compared: there are twice as many moments, and what is made of them.
+            compared: there are twice as many moments, and what is made of them. Without either, the pass is
+            for an imatrix: there are none.
     """
-    first = _need(model, ids_shape, windows, probed, 1)
-    return Largest((first, _need(model, ids_shape, windows, False, 2))) if beside else first
+    held = held_out(ids_shape[0]) if beside else 0
+    if not beside:
+        return _need(model, ids_shape, windows, probed, 1 if probed else 0, held)
+    first = _need(model, ids_shape, windows, probed, 1, held)
+    return Largest((first, _need(model, ids_shape, windows, False, 2, held)))
 
 
-def _need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool, both: int) -> Need:
+def held_out(n_windows: int) -> int:
+    """How many windows of a text are held out for verification: none of a single one."""
+    return min(-(-n_windows // SHARE), HELD_OUT) if n_windows > 1 else 0
+
+
+def _need(
+    model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool, moments_of: int, held: int
+) -> Need:
+    """Of one pass, with moments of so many streams of windows, while ``held`` of these are held out."""
     source, n_layer = model.source, len(model.decoder.layers)
     n_windows, n_ctx = ids_shape
+    both = max(moments_of, 1)
     tokens, imatrix = min(windows, n_windows) * n_ctx, 0
     n_vocab, d = source["token_embd.weight"].shape
     tensors = {f"blk.{i}.": LayerNeed() for i in range(n_layer)}
@@ -199,7 +212,7 @@ def _need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool, bo
             continue
         n_mat, rows, cols = [1, 1, *shape][-3:]
         # Sums, and inputs that are not in them yet: three times as many with those they are compared with.
-        own = 8 * cols * cols * both + 4 * PENDING * cols * (2 * both - 1)
+        own = 8 * cols * cols * both + 4 * PENDING * cols * (2 * both - 1) if moments_of else 0
         imatrix += 4 * n_mat * cols
         weights = math.ceil(source[name].nbytes / n_mat)
         part = "attention" if ".attn" in name else "expert" if "_exps" in name else "rest"
@@ -208,8 +221,11 @@ def _need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool, bo
         borrowed = BORROWED if by_expert else 0
         # A survey samples some experts together, before the pass beside what is written.
         sampled = SAMPLED if by_expert and both == 1 else 0
-        largest = int(own * (MAKING[both] + borrowed + sampled / 4)) + (1 + sampled) * METRICS * cols + 4 * PIECE
-        layer.rounding[part] = max(layer.rounding[part], largest)
+        largest = (
+            int(own * (MAKING[both] + borrowed + sampled / 4)) + (1 + sampled) * METRICS * cols + 4 * PIECE
+        )
+        if moments_of:
+            layer.rounding[part] = max(layer.rounding[part], largest)
         if part == "expert":
             layer.n_expert = max(layer.n_expert, n_mat)
             layer.passing[part] += weights
@@ -223,15 +239,16 @@ def _need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool, bo
         layer.passing["rest"] += both * 24 * tokens * d
     # The head's moments, the embedding's metric; two heads, and the logits that are compared.
     ends = LayerNeed()
-    ends.moments["rest"] = both * 8 * d * d
-    ends.rounding["rest"] = both * 3 * 8 * d * d + 4 * PIECE
+    if moments_of:
+        ends.moments["rest"] = both * 8 * d * d
+        ends.rounding["rest"] = both * 3 * 8 * d * d + 4 * PIECE
     head = source["output.weight" if "output.weight" in source else "token_embd.weight"]
     ends.passing["rest"] = 2 * head.nbytes + 8 * LOGIT_ROWS * LOGIT_ARRAYS * n_vocab
     source.release()  # what is mapped so far does not stay
-    held, logits = _probes(model, ids_shape) if probed else (0, 0)
-    base = psutil.Process().memory_info().rss + imatrix + SLACK + held
+    copy, logits = _probes(model, (n_windows - held, n_ctx)) if probed else (0, 0)
+    base = psutil.Process().memory_info().rss + imatrix + SLACK + copy
     # Two arrays for each window and stream; two streams of those that are verified.
-    waiting = 8 * n_ctx * d * (both * n_windows + 2 * min(-(-n_windows // SHARE), APART)) + logits
+    waiting = 8 * n_ctx * d * (both * n_windows + 2 * held) + logits
     return Need(base, waiting, [*tensors.values(), ends], getattr(model.config, "n_expert_used", 0))
 
 

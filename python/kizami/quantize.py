@@ -249,8 +249,8 @@ def _run(
         smallest = least(model(), shape, probed, fed)
         cut = cut_to(max_memory, model(), shape, out.parent, probed, fed)
         if job is not None:
-            waits = need(model(), shape, cut.windows, probed, fed).on_disk(cut)
-            job.check_space(request.needs(source) + waits)
+            waiting = need(model(), shape, cut.windows, probed, fed).on_disk(cut)
+            job.check_space(request.needs(source), waiting)
     elif max_memory is not None:
         cut = Cut(lean=True)
 
@@ -288,7 +288,7 @@ def _run(
         )
         return shards(out, metadata, file_layout(planned.tensors), request.split_size)
 
-    verified = UNVERIFIED
+    verified = Verified(note="nothing was written") if job is None else UNVERIFIED
     if job is not None:
         for file in files(UNVERIFIED):
             check_output(file.path, *source.paths)

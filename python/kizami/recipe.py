@@ -164,8 +164,9 @@ class Request:
                 "type": self.type,
                 "preset": self.preset,
                 "plan": None if self.types is None else text_hash(json.dumps(self.types)),
-                "pins": self.pins,
-                "floors": self.floors,
+                # In order: of several that fit a tensor the first counts.
+                "pins": [list(pin) for pin in self.pins.items()],
+                "floors": [list(floor) for floor in self.floors.items()],
                 "imatrix": None if self.imatrix is None else self.imatrix.sha256(),
                 "calibration": None if self.text is None else text_hash(self.text),
                 "ctx": self.n_ctx if self.text is not None else None,

@@ -66,7 +66,7 @@ class KeptOnDisk(Kept):
     def _refused(self, what: str, error: OSError) -> InputOutputError:
         return InputOutputError(
             f"{self._folder}: cannot {what} a temporary file: {error.strerror or error}",
-            hint="free some space there, or allow more memory (--max-memory); `--resume` goes on from here",
+            hint="free some space there, or allow more memory (--max-memory)",
         )
 
 

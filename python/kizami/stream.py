@@ -43,7 +43,7 @@ class Stream:
         passed: Callable[[], None],
     ) -> None:
         self.groups = [ids[i : i + cut.windows] for i in range(0, len(ids), cut.windows)]
-        self._decoder, self._model, self._spill, self._passed = decoder, model, spill, passed
+        self._model, self._spill, self._passed = model, spill, passed
         self._cut = cut
         self._hidden = [spill.keep(self._batch(group).embed(decoder.head)) for group in self.groups]
         self._sums: list[Kept] = []

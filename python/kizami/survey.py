@@ -21,13 +21,16 @@ from kizami.engine import Model
 from kizami.errors import naming
 from kizami.formats import TYPES, candidates, fitting, quantizable
 from kizami.imatrix import Imatrix
-from kizami.memory import UNLIMITED, Cut
+from kizami.memory import SAMPLED, UNLIMITED, Cut
 from kizami.moments import Curvatures, Statistics
 from kizami.probe import probe, windows_apart
 from kizami.sensitivity import sensitivities
 
-# Rows sampled of a tensor, and in how many of its matrices at most; at least 16 of each.
-ROWS, MATRICES = 96, 12
+# Rows sampled of a tensor, in SAMPLED of its matrices at most; at least 16 of each.
+ROWS = 96
+# What is left of the KLD when layers make up for what those before them lost (passage.py), which neither the
+# survey nor a probe sees: with all projections of small-deepseek in IQ1_S .76, in IQ2_XXS .81 (docs/log.md).
+LEFT = 0.78
 # The coarse type of probes.
 TYPICAL = "IQ2_XXS"
 
@@ -121,7 +124,8 @@ def first_pass(
     layers = feedback.layers(model, seen, done=done, stage="survey", cut=cut, progress=progress)
     found, rounded = survey(model.source, layers, imatrix, probed=probed, cut=cut, earlier=earlier)
     measured = probe(model, apart, rounded, found.distortions, found.sensitivities, progress, cut)
-    return Survey(imatrix, found.distortions, {**found.sensitivities, **measured})
+    alone = found.sensitivities | measured
+    return Survey(imatrix, found.distortions, {name: LEFT * value for name, value in alone.items()})
 
 
 def survey(
@@ -189,7 +193,7 @@ def survey(
         if earlier is not None:
             earlier.keep(of_layer, entries, {n: errors[n] for n in measured}, {n: units[n] for n in measured})
     for name in [name for name in names if name not in errors]:
-        measure(name, None)  # the embedding
+        measure(name, None)  # layers that no text passes
     return Survey(imatrix, Distortions(errors), units), rounded
 
 
@@ -220,7 +224,7 @@ class Sample:
         n_mat = shape[0] if len(shape) == 3 else 1
         used = np.flatnonzero(tokens > 0) if len(tokens) == n_mat else np.arange(n_mat)
         used = used if len(used) else np.arange(n_mat)
-        picked = used[np.unique(np.linspace(0, len(used) - 1, min(len(used), MATRICES)).round().astype(int))]
+        picked = used[np.unique(np.linspace(0, len(used) - 1, min(len(used), SAMPLED)).round().astype(int))]
         per_matrix = -(-ROWS // len(picked) // 16) * 16
         rows = np.unique(np.linspace(0, shape[-2] - 1, min(shape[-2], per_matrix)).round().astype(int))
         self._parts: list[tuple[_core.Tensor, _core.Curvature, float]] = []

@@ -14,7 +14,7 @@ import numpy as np
 
 from kizami.engine import Model
 from kizami.evaluate import log_softmax
-from kizami.memory import APART, SHARE, Cut
+from kizami.memory import Cut, held_out
 from kizami.moments import Statistics
 from kizami.spill import Spill
 from kizami.stream import Stream
@@ -38,8 +38,7 @@ UNVERIFIED = Verified(note="weights are rounded without error feedback")
 def kept_apart(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Windows to round on and windows to verify on, ``[n_windows, n_ctx]`` each, the latter spread over the
     text."""
-    count = min(-(-len(ids) // SHARE), APART)
-    if len(ids) < 2:
+    if not (count := held_out(len(ids))):
         return ids, ids[:0]
     apart = np.unique(np.linspace(0, len(ids) - 1, count + 2).round().astype(int)[1:-1])
     return np.delete(ids, apart, axis=0), ids[apart]
@@ -78,6 +77,7 @@ class Verification:
             if number.isdecimal():
                 self._pass_to(int(number))
             yield names, moments
+            del moments  # not to be held while the next layer's are gathered
 
     def result(self) -> Verified:
         """When all is written. What went wrong is told, not raised: the file stands, and took long to

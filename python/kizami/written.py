@@ -36,6 +36,9 @@ class Written(Mapping[str, _core.Tensor]):
             scales = [one.reshape(1, 1) for one in self._read(scale_name(name)).view(np.float32)]
         return _core.Tensor(planned.type, planned.shape, [self._read(name)], scales)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._planned
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._planned)
 

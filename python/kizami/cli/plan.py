@@ -112,6 +112,8 @@ def plan(
         raise click.UsageError("expected --out PLAN.json, found none")
     if curve is not None and out is not None:
         raise click.UsageError("found --out with --curve, which writes no plan")
+    if max_memory is not None and calibration is None:
+        raise click.UsageError("found --max-memory without --calibration: it limits the pass over a text")
     if curve is None and plot is not None:
         raise click.UsageError("found --plot without --curve")
     for path in (out, plot):

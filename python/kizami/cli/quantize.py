@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
-from collections.abc import Mapping
 
 import click
 
-from kizami._core import Tensor
-from kizami.checkpoint import open_source
 from kizami.errors import Stopped
 from kizami.job import resumable
 from kizami.quantize import Report
@@ -149,7 +145,7 @@ def quantize(
     if as_json:
         output.emit(result.to_dict())
     else:
-        _print(result, open_source(src, mtp=mtp), dry_run)
+        _print(result, dry_run)
 
 
 def _resume_command() -> str:
@@ -159,8 +155,8 @@ def _resume_command() -> str:
     return shlex.join([root, *typed, "--resume"])
 
 
-def _print(report: Report, source: Mapping[str, Tensor], dry_run: bool) -> None:
-    tensors = [(t["name"], t["type"], math.prod(source[t["name"]].shape), t["bytes"]) for t in report.tensors]
+def _print(report: Report, dry_run: bool) -> None:
+    tensors = [(t["name"], t["type"], round(8 * t["bytes"] / t["bpw"]), t["bytes"]) for t in report.tensors]
     if dry_run:
         output.parts(tensors)
         output.line()

@@ -211,6 +211,7 @@ fn many<'a, I: Isa, D: Decode>(
     start: usize,
     out: &mut [f32],
 ) {
+    const { assert!(matches!(I::FLOAT_COLUMNS, 1 | 3 | 4), "there are tiles of so many columns") };
     let (w, chunks) = (&Rows::of(w), w.chunks());
     let mut rows = vec![Floats::ZERO; DECODED];
     // Four rows of every column together: what takes turns in the cache lies together.
@@ -231,23 +232,20 @@ fn many<'a, I: Isa, D: Decode>(
                 let rows = &rows.as_chunks::<ROWS>().0[..r_n.div_ceil(ROWS)];
                 let mut c = 0;
                 while c < c_n {
-                    let wide = I::FLOAT_TILE.1 > 1 && c + I::FLOAT_TILE.1 <= c_n;
-                    let together = if wide { I::FLOAT_TILE.1 } else { 1 };
+                    let together = if c + I::FLOAT_COLUMNS <= c_n { I::FLOAT_COLUMNS } else { 1 };
                     let mut x = [&column(c0 + c)[chunk]; MOST_COLUMNS];
                     for i in 1..together {
                         x[i] = &column(c0 + c + i)[chunk];
                     }
                     for (group, rows) in rows.iter().enumerate() {
                         let acc = &mut acc[(part / ROWS + group) * width + c..];
-                        match (wide, I::FLOAT_TILE) {
-                            (true, (2, 3)) => {
+                        match together {
+                            4 => tile::<I, 4, 4>(isa, rows, 0, x, steps, chunk == 0, acc),
+                            3 => {
                                 tile::<I, 2, 3>(isa, rows, 0, x, steps, chunk == 0, acc);
                                 tile::<I, 2, 3>(isa, rows, 2, x, steps, chunk == 0, acc);
                             }
-                            (true, _) => {
-                                tile::<I, ROWS, MOST_COLUMNS>(isa, rows, 0, x, steps, chunk == 0, acc)
-                            }
-                            (false, _) => tile::<I, ROWS, 1>(isa, rows, 0, x, steps, chunk == 0, acc),
+                            _ => tile::<I, 4, 1>(isa, rows, 0, x, steps, chunk == 0, acc),
                         }
                     }
                     c += together;

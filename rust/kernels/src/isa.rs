@@ -42,8 +42,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     type U: Copy;
     /// Whether sixteen [`Isa::F`] accumulators fit the register file.
     const WIDE: bool;
-    /// Rows and columns whose products of f32 are summed side by side (`float.rs`).
-    const FLOAT_TILE: (usize, usize);
+    /// Columns whose products of f32 are summed side by side: 4 with four rows, 3 with two, 1 with four (`float.rs`).
+    const FLOAT_COLUMNS: usize;
     /// Columns whose sums and totals over sixteen rows fit the register file.
     const TILE: usize;
     /// Whether [`Isa::D`] has sixteen bits and holds no more words than [`crate::repack::Layout::REACH`].

@@ -56,9 +56,6 @@ pub(crate) fn encode(
     py.detach(|| tensor::encode(&t.matrices(), ty, importance.as_deref())).map_err(error::quantizer)
 }
 
-/// Least squares under the moments: what shrinkage they leave is left.
-const GAIN: f32 = 0.0;
-
 /// As [`encode`], with error feedback: a curvature for each matrix, or one for all.
 pub(crate) fn encode_with_feedback(
     py: Python<'_>,
@@ -78,7 +75,7 @@ pub(crate) fn encode_with_feedback(
     }
     let of = |i: usize| curvatures[i % curvatures.len()];
     let bytes: Result<Vec<Vec<u8>>, _> = py.detach(|| {
-        matrices.iter().enumerate().map(|(i, w)| tensor::encode_with_feedback(w, ty, of(i), GAIN)).collect()
+        matrices.iter().enumerate().map(|(i, w)| tensor::encode_with_feedback(w, ty, of(i))).collect()
     });
     bytes.map(|parts| parts.concat()).map_err(error::quantizer)
 }
@@ -90,7 +87,7 @@ pub(crate) struct Curvature(kizami_quantizer::Curvature);
 #[pymethods]
 impl Curvature {
     #[new]
-    #[pyo3(signature = (moments, damping=0.01, drift=None))]
+    #[pyo3(signature = (moments, damping=kizami_quantizer::Curvature::DAMPING, drift=None))]
     fn new(
         py: Python<'_>,
         moments: PyReadonlyArray2<'_, f64>,

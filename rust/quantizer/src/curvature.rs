@@ -75,7 +75,7 @@ impl Curvature {
     /// are all zero count as the identity.
     ///
     /// About `cols³ / 3` multiply-adds on all threads; holds `1.5 cols²` floats meanwhile, and after half of `cols²` and
-    /// `290 cols` for the metrics of blocks.
+    /// `306 cols` for the metrics of blocks.
     ///
     /// Errors: a wrong length, an entry that is not finite, not symmetric or larger than its diagonals allow.
     pub fn new(moments: &[f32], cols: usize, damping: f32) -> Result<Curvature, Error> {
@@ -166,6 +166,11 @@ impl Curvature {
     /// `D`: what a squared error costs in each column once later columns have made up for it.
     pub(crate) fn pivots(&self) -> &[f32] {
         &self.pivots
+    }
+
+    /// Whether there are metrics of blocks of `n` columns.
+    pub(crate) const fn has_blocks_of(n: usize) -> bool {
+        n == blocks::LENGTHS[0] || n == blocks::LENGTHS[1]
     }
 
     /// The metric of the block of `n` columns that begin with `start`, where `n` is a length that blocks have.

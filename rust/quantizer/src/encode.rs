@@ -104,17 +104,15 @@ pub fn encode_rows(
 /// as [`encode_rows`] does under the diagonal of `H`. The method is block LDL rounding (QuIP#, arXiv 2402.04396) with
 /// a second level inside the block; see `encode/feedback.rs`.
 ///
-/// `gain` is the share of the codes' shrinkage that scales undo: at 0 they are least squares, which is what the loss
-/// asks for, at 1 each block's output has its whole size under the metric that later blocks leave it.
+/// Scales are least squares under that loss: what shrinkage codes leave is left.
 pub fn encode_rows_with_feedback(
     ty: Type,
     rows: &[f32],
     curvature: &Curvature,
-    gain: f32,
     out: &mut [u8],
 ) -> Result<(), Error> {
     let (cols, importance) = (curvature.cols(), Some(curvature.importance()));
-    encode(ty, Job { rows, cols, importance, feedback: Some((curvature, gain)), out })
+    encode(ty, Job { rows, cols, importance, feedback: Some(curvature), out })
 }
 
 /// Rows to encode.
@@ -122,8 +120,8 @@ struct Job<'a> {
     rows: &'a [f32],
     cols: usize,
     importance: Option<&'a [f32]>,
-    /// Curvature and gain, for formats that know feedback.
-    feedback: Option<(&'a Curvature, f32)>,
+    /// For formats that know feedback.
+    feedback: Option<&'a Curvature>,
     out: &'a mut [u8],
 }
 
@@ -172,10 +170,9 @@ fn encode(ty: Type, job: Job<'_>) -> Result<(), Error> {
 
 /// A format with feedback, where it is asked for.
 fn split<F: Split<N>, const N: usize>(job: Job<'_>) {
+    const { assert!(Curvature::has_blocks_of(N), "curvatures know the metric of such blocks") };
     match job.feedback {
-        Some((curvature, gain)) => {
-            dispatch(feedback::Rows::<F, N> { job, curvature, gain, format: PhantomData });
-        }
+        Some(curvature) => dispatch(feedback::Rows::<F, N> { job, curvature, format: PhantomData }),
         None => blocks::<F, N>(job),
     }
 }

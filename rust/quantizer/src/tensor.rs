@@ -51,14 +51,8 @@ pub fn encode(matrices: &[Matrix<'_>], ty: Type, importance: Option<&[f32]>) -> 
     results.into_iter().collect::<Result<(), _>>().map(|()| out)
 }
 
-/// Encodes one matrix as `ty` with error feedback, on all threads. `curvature` has the matrix's columns; `gain` is as in
-/// [`encode_rows_with_feedback`].
-pub fn encode_with_feedback(
-    w: &Matrix<'_>,
-    ty: Type,
-    curvature: &Curvature,
-    gain: f32,
-) -> Result<Vec<u8>, Error> {
+/// Encodes one matrix as `ty` with error feedback, on all threads. `curvature` has the matrix's columns.
+pub fn encode_with_feedback(w: &Matrix<'_>, ty: Type, curvature: &Curvature) -> Result<Vec<u8>, Error> {
     let cols = w.cols();
     expect_len("columns of the curvature", curvature.cols(), cols)?;
     let row_length = Error::RowLength { ty: ty.name(), cols, block: ty.block() };
@@ -70,7 +64,7 @@ pub fn encode_with_feedback(
     let results: Vec<_> = par::map(tasks, |(i, out): (usize, &mut [u8])| {
         let mut rows = vec![0.0; out.len() / row_bytes * cols];
         dequantize(w, i * group, &mut rows).expect("rows of the matrix");
-        encode_rows_with_feedback(ty, &rows, curvature, gain, out).map_err(|e| e.below(i * group))
+        encode_rows_with_feedback(ty, &rows, curvature, out).map_err(|e| e.below(i * group))
     });
     results.into_iter().collect::<Result<(), _>>().map(|()| out)
 }
@@ -135,7 +129,7 @@ pub fn output_power(w: &Matrix<'_>, curvature: &Curvature) -> Result<f64, Error>
 }
 
 /// What encoding all rows of a matrix as `ty` does to its outputs under `curvature`: the mean squares of their errors,
-/// summed over rows. With `feedback` codes make up for each other as in [`encode_with_feedback`] (least squares);
+/// summed over rows. With `feedback` codes make up for each other as in [`encode_with_feedback`];
 /// otherwise each weight is rounded by itself.
 pub fn output_error(w: &Matrix<'_>, ty: Type, curvature: &Curvature, feedback: bool) -> Result<f64, Error> {
     let cols = w.cols();
@@ -146,7 +140,7 @@ pub fn output_error(w: &Matrix<'_>, ty: Type, curvature: &Curvature, feedback: b
         let count = rows.len() / cols;
         let (mut error, mut bytes) = (vec![0.0; rows.len()], vec![0u8; count * row_bytes]);
         let encoded = if feedback {
-            encode_rows_with_feedback(ty, rows, curvature, 0.0, &mut bytes)
+            encode_rows_with_feedback(ty, rows, curvature, &mut bytes)
         } else {
             encode_rows(ty, rows, cols, Some(curvature.importance()), &mut bytes)
         };

@@ -72,7 +72,7 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     type S = __m256i;
     type U = [__m256i; 8];
     const WIDE: bool = false;
-    const FLOAT_TILE: (usize, usize) = (2, 3);
+    const FLOAT_COLUMNS: usize = 3;
     const TILE: usize = 4;
     const NARROW: bool = !VNNI;
     const PREFETCH: bool = !VNNI;

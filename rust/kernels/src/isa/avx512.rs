@@ -68,7 +68,7 @@ impl<const VBMI: bool> Isa for Avx512<VBMI> {
     type S = __m512i;
     type U = [__m512i; 4];
     const WIDE: bool = true;
-    const FLOAT_TILE: (usize, usize) = (4, 4);
+    const FLOAT_COLUMNS: usize = 4;
     const TILE: usize = 8;
     const NARROW: bool = false;
     const PREFETCH: bool = false;

@@ -70,7 +70,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     type U = [int32x4_t; 8];
     // There are 32 registers, of which sixteen accumulators would take 64.
     const WIDE: bool = false;
-    const FLOAT_TILE: (usize, usize) = (4, 1);
+    const FLOAT_COLUMNS: usize = 1;
     // Sums and totals of three columns, a word of codes and activations are 29 registers.
     const TILE: usize = 3;
     const NARROW: bool = false;

@@ -28,7 +28,7 @@ impl Isa for Scalar {
     type S = i32;
     type U = [i32; 8];
     const WIDE: bool = false;
-    const FLOAT_TILE: (usize, usize) = (4, 1);
+    const FLOAT_COLUMNS: usize = 1;
     const TILE: usize = 4;
     const NARROW: bool = false;
     const PREFETCH: bool = false;

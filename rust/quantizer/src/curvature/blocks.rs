@@ -9,7 +9,7 @@ use kizami_kernels::isa::{Isa, LANES};
 use kizami_kernels::{dispatch, par};
 
 /// The lengths of blocks that formats with feedback have.
-const LENGTHS: [usize; 2] = [32, 256];
+pub(super) const LENGTHS: [usize; 2] = [32, 256];
 
 /// The metrics of all blocks of every length that divides a row.
 #[derive(Debug, Clone, Default)]

@@ -38,8 +38,6 @@ const SETS: usize = 4;
 pub(super) struct Rows<'a, F, const N: usize> {
     pub(super) job: Job<'a>,
     pub(super) curvature: &'a Curvature,
-    /// How much of the codes' shrinkage the last fit undoes, from 0, least squares, to 1.
-    pub(super) gain: f32,
     pub(super) format: PhantomData<F>,
 }
 
@@ -52,7 +50,7 @@ impl<F: Split<N>, const N: usize> Op for Rows<'_, F, N> {
         let (group, group_bytes) = (SETS * LANES * cols, SETS * LANES * row_bytes);
         for (rows, out) in rows.chunks(group).zip(out.chunks_mut(group_bytes)) {
             let sets = rows.chunks(LANES * cols).map(|rows| Set::new(rows, cols)).collect();
-            Group { curvature: self.curvature, gain: self.gain, sets, out, row_bytes }.all::<I, F, N>(isa);
+            Group { curvature: self.curvature, sets, out, row_bytes }.all::<I, F, N>(isa);
         }
     }
 }
@@ -97,7 +95,6 @@ fn largest_of(row: &[f32]) -> f32 {
 /// Rows that pass over the factor together.
 struct Group<'a> {
     curvature: &'a Curvature,
-    gain: f32,
     sets: Vec<Set>,
     out: &'a mut [u8],
     row_bytes: usize,
@@ -143,7 +140,7 @@ impl Group<'_> {
             let whole = Whole::new(curvature.block(start + at, N));
             for (set, out) in self.sets.iter_mut().zip(self.out.chunks_mut(LANES * self.row_bytes)) {
                 let mut block = Block::<N>::new(isa, set, &columns, at);
-                block.encode::<I, F>(isa, &whole, self.gain, |row, block| {
+                block.encode::<I, F>(isa, &whole, |row, block| {
                     let bytes = bytemuck::bytes_of(&block);
                     out[row * self.row_bytes + (start + at) / N * bytes.len()..][..bytes.len()]
                         .copy_from_slice(bytes);

@@ -73,7 +73,6 @@ pub(super) struct QuadSearch;
 impl Search for QuadSearch {
     type Code = Code;
     const COARSE: bool = true;
-    const DRAFTS_HAVE_CODES: bool = true;
 
     #[inline(always)]
     fn choose_plain<I: Isa, const N: usize>(
@@ -105,10 +104,10 @@ impl Search for QuadSearch {
         isa: I,
         octet: &Octet,
         row: &Row,
-        draft: bool,
+        _: bool,
         codes: &mut [Code; LANES],
     ) -> [Lanes; OCTET] {
-        quads::choose_whole::<I, Iq3S, 512, false>(isa, octet, row, draft, codes)
+        quads::choose_whole::<I, Iq3S, 512, false>(isa, octet, row, codes)
     }
 }
 

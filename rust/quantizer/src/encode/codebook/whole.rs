@@ -89,7 +89,7 @@ impl<const ENTRIES: usize, const HALVES: usize> Book<ENTRIES, HALVES> {
             let (place, h) = (places.0[l] as usize, halves.0[l] as usize % HALVES);
             numbers[l] = self.numbers[place];
             let half = usize::from(self.seconds[place]) % HALVES;
-            // The same sums as above: what came on top of them was the same for all variants.
+            // What came on top of these sums was the same for all variants; where they all but tie, either will do.
             let sum = |v: usize| first[v][h].0[l] + second[v][half].0[l];
             for v in 1..V {
                 variants[l] = if sum(v) < sum(usize::from(variants[l])) { v as u8 } else { variants[l] };
@@ -107,14 +107,19 @@ fn part_sums<I: Isa, const LEN: usize, const PARTS: usize>(
     slope: &[I::F; LEN],
     out: &mut [[Lanes; ROOM]; 2],
 ) {
-    let middle = LEN / 2;
-    for side in 0..2 {
-        for p in 0..PARTS {
-            let mut top = isa.mul(slope[side * middle], isa.splat(values[p][middle]));
-            for i in 1..middle {
-                top = isa.fma(slope[side * middle + i], isa.splat(values[p][middle + i]), top);
+    const { assert!(PARTS <= ROOM) };
+    assert!(LEN == 4, "parts of two values");
+    let levels = PARTS.isqrt();
+    for (side, out) in out.iter_mut().enumerate() {
+        let mut products = [[isa.splat(0.0); ROOM]; 2];
+        for (i, products) in products.iter_mut().enumerate() {
+            for level in 0..levels {
+                // The last value of the parts that begin with the first level.
+                products[level] = isa.mul(slope[2 * side + i], isa.splat(values[level][LEN - 1]));
             }
-            out[side][p] = Lanes::of(isa, top);
+        }
+        for p in 0..PARTS {
+            out[p] = Lanes::of(isa, isa.plus(products[0][p / levels], products[1][p % levels]));
         }
     }
 }

@@ -79,21 +79,20 @@ impl<'a, const N: usize> Block<'a, N> {
         &mut self,
         isa: I,
         whole: &Whole<'_>,
-        gain: f32,
         mut put: impl FnMut(usize, F::Block),
     ) {
         let (mut scales, mut frames) = self.choose_scales::<I, F>(isa, true);
         let mut codes = [[<F::Search as Search>::Code::default(); LANES]; MOST_OCTETS];
         let mut values = [Lanes::ZERO; N];
         for pass in 0..opaque(IN_ORDER + SWEEPS) {
-            let (draft, last) = (pass == 0, pass + 1 == IN_ORDER + SWEEPS);
+            let draft = pass == 0;
             let way = if pass < IN_ORDER { Way::InOrder { draft } } else { Way::Again(whole) };
             self.choose_codes::<I, F>(isa, way, &scales, &frames, &mut codes, &mut values);
             if draft && F::Search::COARSE {
                 (scales, frames) = self.choose_scales::<I, F>(isa, false);
             } else {
                 let fit = self.fit(isa, &scales, &frames, &values);
-                self.refit(&mut scales, &frames, &fit, if last { gain } else { 0.0 });
+                self.refit(&mut scales, &frames, &fit);
             }
         }
         self.leave_errors(&scales, &frames, &values);
@@ -173,8 +172,7 @@ impl<'a, const N: usize> Block<'a, N> {
                 }
             }
             let mut found = [<F::Search as Search>::Code::default(); LANES];
-            let rough = draft || again.is_none() && F::Search::DRAFTS_HAVE_CODES;
-            let new = F::Search::choose_whole(isa, octet, &row, rough, &mut found);
+            let new = F::Search::choose_whole(isa, octet, &row, draft, &mut found);
             let mut e = [Lanes::ZERO; OCTET];
             for j in 0..OCTET {
                 e[j] = row.w[j] - (new[j] * row.scale + row.start);
@@ -247,16 +245,10 @@ impl<'a, const N: usize> Block<'a, N> {
 
     /// Fits the scales of each row to its codes, as far as the fit makes sense.
     #[inline(always)]
-    fn refit(
-        &self,
-        scales: &mut [Option<impl Scales>; LANES],
-        frames: &[Frame; LANES],
-        fit: &Fit,
-        gain: f32,
-    ) {
+    fn refit(&self, scales: &mut [Option<impl Scales>; LANES], frames: &[Frame; LANES], fit: &Fit) {
         for l in 0..self.count {
             if let Some(scales) = &mut scales[l] {
-                let factor = fit.factor(l, gain);
+                let factor = fit.factor(l);
                 if factor > FACTORS.0 && factor < FACTORS.1 {
                     scales.refit(&frames[l], factor);
                 }
@@ -293,12 +285,10 @@ struct Fit {
     cross: Lanes,
     /// `<q, q>`
     square: Lanes,
-    /// `<t, t>`
-    target: Lanes,
 }
 
 impl Fit {
-    const NONE: Fit = Fit { cross: Lanes::ZERO, square: Lanes::ZERO, target: Lanes::ZERO };
+    const NONE: Fit = Fit { cross: Lanes::ZERO, square: Lanes::ZERO };
 
     /// Adds an octet's part: its residuals if all codes stood for zero, and as they are.
     #[inline(always)]
@@ -308,15 +298,12 @@ impl Fit {
             let q = t - residual[j];
             self.cross = self.cross + d * t * q;
             self.square = self.square + d * q * q;
-            self.target = self.target + d * t * t;
         }
     }
 
-    /// The factor on one row's scales: between least squares, at a gain of zero, and the whole size of `t`, at one.
+    /// The factor on one row's scales, by least squares.
     #[inline(always)]
-    fn factor(&self, lane: usize, gain: f32) -> f32 {
-        let least_squares = self.cross.0[lane] / self.square.0[lane];
-        let full = self.target.0[lane] / self.cross.0[lane];
-        least_squares + gain * (full - least_squares)
+    fn factor(&self, lane: usize) -> f32 {
+        self.cross.0[lane] / self.square.0[lane]
     }
 }

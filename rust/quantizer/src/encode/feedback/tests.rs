@@ -7,6 +7,7 @@ use crate::encode::encode_rows_with_feedback;
 use crate::encode::split::Search;
 use crate::encode::tests::{awkward_rows, block_types, decode, encode, gaussian, moments};
 use crate::{Error, Metric};
+use kizami_kernels::dispatch::dispatch;
 use kizami_kernels::formats::{Iq1M, Iq1S, Iq2S, Iq2Xxs, Iq3S, Iq3Xxs, Iq4Nl, Q2K, Q4_1, Q4K, Q6K};
 use kizami_kernels::{Type, levels, set_level};
 
@@ -21,7 +22,7 @@ fn types() -> impl Iterator<Item = Type> {
 fn encode_under(ty: Type, rows: &[f32], curvature: &Curvature) -> Vec<u8> {
     let cols = curvature.cols();
     let mut out = vec![0u8; rows.len() / cols * ty.row_bytes(cols).unwrap()];
-    encode_rows_with_feedback(ty, rows, curvature, 0.0, &mut out).unwrap();
+    encode_rows_with_feedback(ty, rows, curvature, &mut out).unwrap();
     out
 }
 
@@ -131,7 +132,7 @@ fn formats_without_feedback_are_encoded_plainly() {
         let plain = encode(ty, &rows, COLS, Some(curvature.importance()));
         assert_eq!(encode_under(ty, &rows, &curvature), plain, "{ty:?}");
     }
-    let short = encode_rows_with_feedback(Type::Q4K, &rows[1..], &curvature, 0.0, &mut []);
+    let short = encode_rows_with_feedback(Type::Q4K, &rows[1..], &curvature, &mut []);
     assert!(matches!(short, Err(Error::Length { found: 1023, .. })));
 }
 
@@ -143,13 +144,8 @@ impl<F: Split<N>, const N: usize> Op for Errors<'_, F, N> {
     fn run<I: Isa>(self, isa: I) -> Vec<f32> {
         let Job { rows, cols, out, .. } = self.0.job;
         let row_bytes = cols / N * size_of::<F::Block>();
-        let mut group = Group {
-            curvature: self.0.curvature,
-            gain: 0.0,
-            sets: vec![Set::new(rows, cols)],
-            out,
-            row_bytes,
-        };
+        let mut group =
+            Group { curvature: self.0.curvature, sets: vec![Set::new(rows, cols)], out, row_bytes };
         group.all::<I, F, N>(isa);
         let set = &group.sets[0];
         (0..LANES).flat_map(|l| set.e.iter().map(move |e| set.frames[l].restored(e.0[l]))).collect()
@@ -162,8 +158,7 @@ fn check<F: Split<N>, const N: usize>(ty: Type) {
     let curvature = Curvature::new(&moments(51, cols, 60), cols, 0.01).unwrap();
     let mut out = vec![0; LANES * ty.row_bytes(cols).unwrap()];
     let job = Job { rows: &rows, cols, importance: None, feedback: None, out: &mut out };
-    let errors =
-        dispatch(Errors(Rows::<F, N> { job, curvature: &curvature, gain: 0.0, format: PhantomData }));
+    let errors = dispatch(Errors(Rows::<F, N> { job, curvature: &curvature, format: PhantomData }));
     let back = decode(ty, &out, cols);
     for i in 0..rows.len() {
         let error = rows[i] - back[i];
