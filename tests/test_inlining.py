@@ -69,9 +69,11 @@ ALLOWED = re.compile(
             # Memory for a whole task, and activations that nobody has converted yet.
             r"(<.+ as )?alloc::|(__rustc::)?__rust_\w*alloc|_?mi_\w+|std::sync::once_lock::OnceLock",
             r"mem(cpy|set|move|cmp)\b",
-            # The curvature of a panel, once per 256 columns and 64 rows; the diagonal of a block, per 16.
-            r"kizami_quantizer::(curvature::Curvature::octet|encode::feedback::Columns::(new|diagonal))",
-            r"kizami_quantizer::encode::(octet::Octet::new|feedback::whole::factored)",
+            # Eight columns of a metric, once per curvature; the curvature of a panel and the metric of a block,
+            # per 64 rows; the diagonal of a block, per 16.
+            r"kizami_quantizer::curvature::(Curvature::octet|blocks::factored)",
+            r"kizami_quantizer::encode::feedback::(Columns::(new|diagonal)|whole::Whole::new)",
+            r"kizami_quantizer::encode::octet::Octet::new",
             r"core::ptr::drop_in_place<(alloc::vec::Vec<)?kizami_quantizer::encode::feedback::(whole::)?\w+>",
             # Blocks of codes that are chosen, as they are put together and written.
             r"core::option::Option<T>::map_or_else|kizami_quantizer::encode::feedback::Group::panel::\{\{closure\}\}",

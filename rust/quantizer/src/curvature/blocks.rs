@@ -43,6 +43,7 @@ pub(crate) struct BlockMetric {
 
 impl BlockMetric {
     /// All rows of columns `8 g .. 8 g + 8`.
+    #[inline(always)]
     pub(crate) fn octet(&self, g: usize) -> &[[f32; OCTET]] {
         let n = OCTET * self.octets.len();
         &self.columns[n * g..n * (g + 1)]
