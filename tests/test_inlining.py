@@ -69,8 +69,8 @@ ALLOWED = re.compile(
             # Memory for a whole task, and activations that nobody has converted yet.
             r"(<.+ as )?alloc::|(__rustc::)?__rust_\w*alloc|_?mi_\w+|std::sync::once_lock::OnceLock",
             r"mem(cpy|set|move|cmp)\b",
-            # Eight columns of a metric, once per curvature; the curvature of a panel and the metric of a block,
-            # per 64 rows; the diagonal of a block, per 16.
+            # Eight columns of a metric, once per curvature; the curvature of a panel and the metric of a
+            # block, per 64 rows; the diagonal of a block, per 16.
             r"kizami_quantizer::curvature::(Curvature::octet|blocks::factored)",
             r"kizami_quantizer::encode::feedback::(Columns::(new|diagonal)|whole::Whole::new)",
             r"kizami_quantizer::encode::octet::Octet::new",
