@@ -70,6 +70,7 @@ pub(super) struct Shifting;
 impl Search for Shifting {
     type Code = Code;
     const COARSE: bool = true;
+    const DRAFTS_HAVE_CODES: bool = false;
 
     #[inline(always)]
     fn choose_plain<I: Isa, const N: usize>(

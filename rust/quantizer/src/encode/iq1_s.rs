@@ -98,6 +98,7 @@ pub(super) struct Ternary;
 impl Search for Ternary {
     type Code = Code;
     const COARSE: bool = true;
+    const DRAFTS_HAVE_CODES: bool = false;
 
     #[inline(always)]
     fn choose_plain<I: Isa, const N: usize>(

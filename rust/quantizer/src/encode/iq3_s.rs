@@ -73,6 +73,7 @@ pub(super) struct QuadSearch;
 impl Search for QuadSearch {
     type Code = Code;
     const COARSE: bool = true;
+    const DRAFTS_HAVE_CODES: bool = true;
 
     #[inline(always)]
     fn choose_plain<I: Isa, const N: usize>(
@@ -104,10 +105,10 @@ impl Search for QuadSearch {
         isa: I,
         octet: &Octet,
         row: &Row,
-        _: bool,
+        draft: bool,
         codes: &mut [Code; LANES],
     ) -> [Lanes; OCTET] {
-        quads::choose_whole::<I, Iq3S, 512, false>(isa, octet, row, codes)
+        quads::choose_whole::<I, Iq3S, 512, false>(isa, octet, row, draft, codes)
     }
 }
 

@@ -74,6 +74,7 @@ pub(super) struct EvenQuadSearch;
 impl Search for EvenQuadSearch {
     type Code = Code;
     const COARSE: bool = true;
+    const DRAFTS_HAVE_CODES: bool = true;
 
     #[inline(always)]
     fn choose_plain<I: Isa, const N: usize>(
@@ -104,10 +105,10 @@ impl Search for EvenQuadSearch {
         isa: I,
         octet: &Octet,
         row: &Row,
-        _: bool,
+        draft: bool,
         codes: &mut [Code; LANES],
     ) -> [Lanes; OCTET] {
-        quads::choose_whole::<I, Iq3Xxs, 256, true>(isa, octet, row, codes)
+        quads::choose_whole::<I, Iq3Xxs, 256, true>(isa, octet, row, draft, codes)
     }
 }
 

@@ -61,6 +61,7 @@ impl Nearest for Uneven {
 impl Search for Uneven {
     type Code = [u8; OCTET];
     const COARSE: bool = false;
+    const DRAFTS_HAVE_CODES: bool = true;
 
     #[inline(always)]
     fn choose_plain<I: Isa, const N: usize>(

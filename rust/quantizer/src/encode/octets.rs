@@ -7,7 +7,7 @@ use super::codebook::{Book, Found, Groups, Tables, flips, half_values, minima, s
 use super::lanes::{LANES, Lanes, opaque};
 use super::octet::{Octet, Row};
 use super::scalar::Nearest;
-use super::signs::Signed;
+use super::signs::{Signed, turns};
 use super::split::{OCTET, Scales, Search};
 use super::steps::{BATCHES, Batch, Free, Steps, choose_scales, free_scales, scales_of};
 use super::target::Target;
@@ -169,6 +169,7 @@ impl<F: Codebook<ENTRIES>, const ENTRIES: usize, const PARITY: bool> Search
 {
     type Code = Code;
     const COARSE: bool = true;
+    const DRAFTS_HAVE_CODES: bool = true;
 
     #[inline(always)]
     fn choose_plain<I: Isa, const N: usize>(
@@ -198,20 +199,29 @@ impl<F: Codebook<ENTRIES>, const ENTRIES: usize, const PARITY: bool> Search
         values
     }
 
-    /// Magnitudes given the signs of free weights, exhaustively, and signs given magnitudes. A second turn made no
-    /// difference to blocks whose codes are gone over again.
+    /// Magnitudes given signs, exhaustively, and signs given magnitudes, by turns: neither can raise the cost. Signs have
+    /// to be a pattern that can be stored.
     #[inline(always)]
     fn choose_whole<I: Isa>(
         isa: I,
         octet: &Octet,
         row: &Row,
-        _: bool,
+        draft: bool,
         codes: &mut [Code; LANES],
     ) -> [Lanes; OCTET] {
         let mut signed = Signed::new(octet, row);
-        let entries = nearest_whole(isa, F::book(), &signed);
-        signed.set(0, F::GRID, &entries);
-        signed.flip(isa, PARITY);
+        let mut entries = [0; LANES];
+        let turns = turns(draft, PARITY);
+        for turn in 0..opaque(turns) {
+            if turn > 0 {
+                signed.flip(isa, PARITY);
+            }
+            entries = nearest_whole(isa, F::book(), &signed);
+            signed.set(0, F::GRID, &entries);
+        }
+        if turns == 1 {
+            signed.flip(isa, PARITY);
+        }
         for l in 0..LANES {
             codes[l] = Code { entry: entries[l], signs: signed.bits(l) };
         }

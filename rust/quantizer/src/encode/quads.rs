@@ -3,7 +3,7 @@
 use super::codebook::{Book, whole_costs};
 use super::lanes::{LANES, Lanes, opaque};
 use super::octet::{Octet, Row};
-use super::signs::Signed;
+use super::signs::{Signed, turns};
 use super::split::OCTET;
 use kizami_kernels::isa::Isa;
 
@@ -38,46 +38,56 @@ impl Code {
     }
 }
 
-/// Magnitudes of one entry given the signs of free weights and the other entry, exhaustively, and signs given magnitudes.
-/// The first entry is chosen as if the second could make up for anything. A second turn made no difference to blocks whose
-/// codes are gone over again.
+/// Magnitudes of one entry given signs and the other entry, exhaustively, and signs given magnitudes, by turns. The
+/// first entry is first chosen as if the second could make up for anything. Signs have to be a pattern that can be stored.
 #[inline(always)]
 pub(super) fn choose_whole<I: Isa, F: Codebook<ENTRIES>, const ENTRIES: usize, const PARITY: bool>(
     isa: I,
     octet: &Octet,
     row: &Row,
+    draft: bool,
     codes: &mut [Code; LANES],
 ) -> [Lanes; OCTET] {
     let mut signed = Signed::new(octet, row);
     let mut entries = [[0; LANES]; 2];
-    for half in 0..opaque(2) {
-        let mut z = [Lanes::ZERO; 4];
-        if half == 0 {
-            let pull = octet.pull(&octet.residual(&row.w, &row.fed), 0, 4);
-            for i in 0..4 {
-                z[i] = pull[i] * signed.inverse;
-            }
-        } else {
-            let q = signed.values();
-            for i in 0..4 {
-                z[i] = signed.z[4 + i];
-                for j in 0..4 {
-                    z[i] = z[i] - q[j] * Lanes::splat(octet.m[4 + i][j]);
+    let turns = turns(draft, PARITY);
+    for turn in 0..opaque(turns) {
+        if turn > 0 {
+            signed.flip(isa, PARITY);
+        }
+        for half in 0..opaque(2) {
+            let alone = turn == 0 && half == 0;
+            let mut z = [Lanes::ZERO; 4];
+            if alone {
+                let pull = octet.pull(&octet.residual(&row.w, &row.fed), 0, 4);
+                for i in 0..4 {
+                    z[i] = pull[i] * signed.inverse;
+                }
+            } else {
+                let q = signed.values();
+                for i in 0..4 {
+                    z[i] = signed.z[4 * half + i];
+                    for j in 4 * (1 - half)..4 * (1 - half) + 4 {
+                        z[i] = z[i] - q[j] * Lanes::splat(octet.m[4 * half + i][j]);
+                    }
                 }
             }
-        }
-        let mut m = [[Lanes::ZERO; 4]; 4];
-        for i in 0..4 {
-            z[i] = z[i] * signed.signs[4 * half + i];
-            for j in 0..4 {
-                let entry = if half == 0 { octet.leading[i][j] } else { octet.m[4 + i][4 + j] };
-                m[i][j] = signed.signs[4 * half + i] * signed.signs[4 * half + j] * Lanes::splat(entry);
+            let mut m = [[Lanes::ZERO; 4]; 4];
+            for i in 0..4 {
+                z[i] = z[i] * signed.signs[4 * half + i];
+                for j in 0..4 {
+                    let whole = octet.m[4 * half + i][4 * half + j];
+                    let entry = if alone { octet.leading[i][j] } else { whole };
+                    m[i][j] = signed.signs[4 * half + i] * signed.signs[4 * half + j] * Lanes::splat(entry);
+                }
             }
+            entries[half] = nearest_whole::<I, F, ENTRIES>(isa, &m, &z);
+            signed.set(4 * half, F::GRID, &entries[half]);
         }
-        entries[half] = nearest_whole::<I, F, ENTRIES>(isa, &m, &z);
-        signed.set(4 * half, F::GRID, &entries[half]);
     }
-    signed.flip(isa, PARITY);
+    if turns == 1 {
+        signed.flip(isa, PARITY);
+    }
     for l in 0..LANES {
         codes[l] = Code { entries: [entries[0][l], entries[1][l]], signs: signed.bits(l) };
     }

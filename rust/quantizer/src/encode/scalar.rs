@@ -26,6 +26,7 @@ impl<const LOW: i32, const HIGH: i32> Nearest for Levels<LOW, HIGH> {
 impl<const LOW: i32, const HIGH: i32> Search for Levels<LOW, HIGH> {
     type Code = [u8; OCTET];
     const COARSE: bool = false;
+    const DRAFTS_HAVE_CODES: bool = true;
 
     #[inline(always)]
     fn choose_plain<I: Isa, const N: usize>(

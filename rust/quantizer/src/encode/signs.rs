@@ -6,6 +6,14 @@ use super::split::OCTET;
 use super::steps::LEAST;
 use kizami_kernels::isa::Isa;
 
+/// How often magnitudes are chosen: a second time for signs that had to be given up to parity, but for a draft. Where all
+/// signs are free it made no difference to blocks whose codes are gone over again; where they are not it did, the less
+/// inputs go together the more. A third time changed the loss by at most 2 %, either way.
+#[inline(always)]
+pub(super) const fn turns(draft: bool, parity: bool) -> usize {
+    if draft || !parity { 1 } else { 2 }
+}
+
 /// Eight columns of sixteen rows in units of their scale, where codes with free signs stand for `value`.
 pub(super) struct Signed<'a> {
     pub(super) octet: &'a Octet,

@@ -41,6 +41,8 @@ pub(super) trait Search {
     /// Whether the codes are off by so much that plain rounding's scales must make up for what they shrink, and that other
     /// scales suit weights with feedback on top than without.
     const COARSE: bool;
+    /// Whether drafts are codes, too, if not the best: good enough to go over them again.
+    const DRAFTS_HAVE_CODES: bool;
 
     /// Plain rounding: the codes of a whole block.
     fn choose_plain<I: Isa, const N: usize>(

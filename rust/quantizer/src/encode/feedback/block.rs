@@ -172,7 +172,8 @@ impl<'a, const N: usize> Block<'a, N> {
                 }
             }
             let mut found = [<F::Search as Search>::Code::default(); LANES];
-            let new = F::Search::choose_whole(isa, octet, &row, draft, &mut found);
+            let rough = draft || again.is_none() && F::Search::DRAFTS_HAVE_CODES;
+            let new = F::Search::choose_whole(isa, octet, &row, rough, &mut found);
             let mut e = [Lanes::ZERO; OCTET];
             for j in 0..OCTET {
                 e[j] = row.w[j] - (new[j] * row.scale + row.start);
