@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kizami
-from kizami import _core, embedding, feedback
+from kizami import _core, embedding, feedback, pieces
 from kizami.calibrate import calibration_windows
 from kizami.demo import EMBEDDED, N_CTX
 from kizami.engine import from_source
@@ -82,7 +82,7 @@ def test_rounding_with_it_brings_the_model_closer(model, ids, type_name):
     held_out = windows(model, read_text(EMBEDDED / "eval.txt"), N_CTX)[:8]
     files = []
     for curvatures in (None, layers.curvatures(name)):
-        blocks = feedback.encode(tensor, type_name, None, curvatures)
+        blocks = pieces.encode(tensor, type_name, None, curvatures)
         changed = {name: _core.Tensor(type_name, tensor.shape, [blocks])}
         files.append(from_source(Replaced(model.source, changed), activations="f32"))
     plain, fed = (s.kld.mean() for s in score(files, model, held_out))

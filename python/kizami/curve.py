@@ -96,6 +96,7 @@ def make_curve(
     sensitivities: Mapping[str, float] | None = None,
     pins: Mapping[str, str] | None = None,
     floors: Mapping[str, str] | None = None,
+    calibration: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Curve:
     """Solves a series of budgets: both ends, the presets between, and more where these are far apart.
@@ -104,8 +105,8 @@ def make_curve(
         source: an open model.
         low: bits per weight the curve begins at; the smallest possible if not given or smaller.
         high: bits per weight it ends at; those of Q8_0 if not given.
-        imatrix, distortions, sensitivities, pins, floors: as for :class:`kizami.allocation.Choices`; uniform
-            files have neither pins nor floors.
+        imatrix, distortions, sensitivities, pins, floors, calibration: as for
+            :class:`kizami.allocation.Choices`; uniform files have neither pins nor floors.
         progress: called with (stage, done, total).
 
     Raises:
@@ -119,6 +120,7 @@ def make_curve(
         sensitivities=sensitivities,
         pins=pins,
         floors=floors,
+        calibration=calibration,
         progress=progress,
     )
     presets = {name: preset_bpw(name, choices.shapes) for name in PRESETS}

@@ -1,7 +1,7 @@
 """Encoding: every tensor of a model in its planned type, piece by piece, to whoever writes it.
 
-Knows how a tensor is rounded, and in which order they come. Does not know how types are chosen, nor files
-(job.py).
+Knows how a tensor is rounded, and in which order they come. Does not know how types are chosen, nor how files
+are written: a job's (job.py) over hours, and small ones in one go (:func:`write`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kizami import _core, feedback
+from kizami import _core
 from kizami.errors import FormatError, naming
 from kizami.formats import TYPES
 from kizami.gguf import scale_name
 from kizami.imatrix import Imatrix
 from kizami.memory import UNLIMITED, Cut
 from kizami.moments import Statistics
+from kizami.pieces import copies, pieces
 from kizami.plan import Plan, PlannedTensor, file_layout, output_metadata, types_of
 
 Progress = Callable[[str, int, int], None]
@@ -158,7 +159,7 @@ def encoded(
         FormatError: a weight is not finite, its inputs are not, or the imatrix does not fit.
     """
     if tensor.type == planned.type:
-        yield from feedback.copies(tensor)  # no new rounding
+        yield from copies(tensor)  # no new rounding
         return
     n_mat = planned.shape[0] if len(planned.shape) == 3 else 1
     with naming(source.path, planned.name):
@@ -166,4 +167,4 @@ def encoded(
         curvatures = None
         if moments is not None and TYPES[planned.type]["quantized"]:
             curvatures = moments.curvatures(planned.name)
-        yield from feedback.pieces(tensor, planned.type, weights, curvatures)
+        yield from pieces(tensor, planned.type, weights, curvatures)

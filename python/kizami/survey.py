@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kizami import _core, feedback
+from kizami import _core, feedback, pieces
 from kizami.distortion import Distortions, relative_error
 from kizami.engine import Model
 from kizami.errors import naming
@@ -124,7 +124,7 @@ def first_pass(
     layers = feedback.layers(model, seen, done=done, stage="survey", cut=cut, progress=progress)
     found, rounded = survey(model.source, layers, imatrix, probed=probed, cut=cut, earlier=earlier)
     measured = probe(model, apart, rounded, found.distortions, found.sensitivities, progress, cut)
-    alone = found.sensitivities | measured
+    alone = {**found.sensitivities, **measured}
     return Survey(imatrix, found.distortions, {name: LEFT * value for name, value in alone.items()})
 
 
@@ -175,7 +175,7 @@ def survey(
                 if output > 0:
                     units[name] *= relative_error(tensor, wanted, name, imatrix) / output
             if probed and coarse is not None:
-                blocks = feedback.encode(tensor, coarse, None, curvatures)
+                blocks = pieces.encode(tensor, coarse, None, curvatures)
                 rounded[name] = _core.Tensor(coarse, shapes[name], [blocks])
 
     if earlier is not None:

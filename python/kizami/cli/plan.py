@@ -146,7 +146,7 @@ def plan(
         weights = sum(math.prod(tensor.shape) for tensor in source.values())
         low, high = (end * 8 / weights if isinstance(end, int) else end for end in curve)
         with output.Progress() as progress:
-            found = make_curve(source, low=low, high=high, progress=progress, **rules)
+            found = make_curve(source, low=low, high=high, calibration=rounded_on, progress=progress, **rules)
         if plot is not None:
             draw_curve(found, plot, os.path.basename(os.path.abspath(model)))
         _print_curve(found, plot, as_json)
