@@ -29,6 +29,7 @@ __all__ = [
     "isa",
     "isa_available",
     "isa_levels",
+    "output_errors",
     "profile",
     "profile_take",
     "read_bandwidth",
@@ -352,13 +353,14 @@ class Curvature:
     """What an error in one input column of a matrix may be traded for in others: second moments, factored."""
 
     def __new__(
-        cls, moments: NDArray[np.float64], damping: float = 0.01, drift: NDArray[np.float64] | None = None
+        cls, moments: NDArray[np.float64], damping: float = ..., drift: NDArray[np.float64] | None = None
     ) -> Curvature:
         """Factors moments.
 
         Args:
             moments: mean of `x xᵀ` over inputs `x`, float64 `[cols, cols]`, symmetric; `cols` is a multiple of 32.
-            damping: share of the mean diagonal that is added to the diagonal, 0 to 1.
+            damping: share of the mean diagonal that is added to the diagonal, 0 to 1; .01 if
+                not given.
             drift: mean of `(y - x) xᵀ`, float64 `[cols, cols]`, where outputs are wanted as for inputs `y`: rounding
                 then makes up for what inputs have lost, too (GPTAQ, arXiv 2504.02692).
 
