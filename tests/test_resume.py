@@ -359,6 +359,13 @@ def test_two_jobs_on_one_output(model, expected, often, tmp_path):
     assert out.read_bytes() == expected and names(tmp_path) == ["out.gguf"]
 
 
+def test_a_refusal_with_a_hint_of_its_own_says_how_to_go_on_too(model, often, tmp_path):
+    """What waits on disk in a pass has one (test_memory.py)."""
+    error = InputOutputError("full", hint="allow more memory (--max-memory)")
+    interrupt(model, tmp_path / "out.gguf", tensors=3, error=error)
+    assert "--max-memory" in error.hint and "--resume" in error.hint
+
+
 def test_too_little_memory_loses_nothing_that_is_finished(model, cases, often, tmp_path):
     options = {"bpw": 4.0, "calibration": model / "calibration.txt"}
     out = tmp_path / "out.gguf"

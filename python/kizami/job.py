@@ -189,11 +189,11 @@ class Job:
         # What is reserved counts.
         has = sum(getattr(path.stat(), "st_blocks", 0) * 512 for path in self._temporaries())
         free = shutil.disk_usage(self.out.parent).free
-        if needed - has + waiting > free:
+        left = max(needed - has, 0)
+        if left + waiting > free:
             files = f" and {waiting:,} for what waits on disk" if waiting else ""
             raise InputOutputError(
-                f"{self.out}: not enough space: the output needs {needed - has:,} bytes{files}, {free:,} are "
-                "free",
+                f"{self.out}: not enough space: the output needs {left:,} bytes{files}, {free:,} are free",
                 hint="free some, ask for a smaller output" + (" or allow more memory" if waiting else ""),
             )
 
