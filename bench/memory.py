@@ -1,7 +1,7 @@
 """A job on a checkpoint larger than memory: what it takes, and how fast it is.
 
-    .venv/bin/python bench/memory.py FOLDER --max-memory 2GB          # writes 13 GB there, then quantizes
-    them .venv/bin/python bench/memory.py FOLDER --max-memory 2GB --json r.json -- --preset IQ2_XXS
+    .venv/bin/python bench/memory.py FOLDER --max-memory 2GB      # writes 13 GB there, then quantizes them
+    .venv/bin/python bench/memory.py FOLDER --max-memory 2GB --json r.json -- --preset IQ2_XXS
 
 Makes an FP8 checkpoint of DeepSeek-V3's form with random weights (once; `--experts` and `--layers` say how
 large), with layers of more than 4 GB, and runs `kizami quantize` on it with a calibration text and a limit of

@@ -223,6 +223,18 @@ def test_a_plan_is_made_edited_and_replayed(small, tmp_path):
     assert written == {t["name"]: t["type"] for t in edited["tensors"]}
 
 
+def test_rounding_without_a_text_or_an_imatrix_is_said(small, tmp_path):
+    model, matrix = small
+    out, words = tmp_path / "out.gguf", "every weight counts alike"
+    assert words in kizami("quantize", model, out, "--type", "Q4_K").stderr
+    for option in (
+        ["--type", "f16"],
+        ["--type", "Q4_K", "--imatrix", matrix],
+        ["--type", "Q4_K", "--dry-run"],
+    ):
+        assert words not in kizami("quantize", model, out, *option).stderr
+
+
 def test_eval(q4k, text):
     args = ["eval", q4k, "--reference", SOURCE, "--text", text, "--ctx", "256"]
     found = json_of(kizami(*args, "--json"))

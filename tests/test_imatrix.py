@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from pathlib import Path
 
 import gguf
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from commandline import SOURCE, kizami, one_error
 from kizami.coverage import Coverage, coverage
 from kizami.errors import FormatError, InputOutputError, KizamiError, UsageError
 from kizami.imatrix import Imatrix
@@ -240,3 +242,21 @@ def test_damage_never_escapes(tmp_path: Path, form: str, data: st.DataObject) ->
         return
     for sums, counts in matrix.entries.values():
         assert np.isfinite(sums).all() and np.isfinite(counts).all() and sums.shape[0] == counts.size
+
+
+def test_an_imatrix_of_another_model_is_refused_by_name_before_anything_is_done(tmp_path, monkeypatch):
+    for module, step in (("kizami.quantize", "encode"), ("kizami.allocation", "measure")):
+        monkeypatch.setattr(sys.modules[module], step, lambda *_args, **_options: pytest.fail("measures"))
+    path, out = tmp_path / "other.gguf", tmp_path / "out"
+    for name in ("blk.0.attn_nothing.weight", "blk.0.attn_q_a.weight"):
+        Imatrix(entries={name: (np.ones((1, 4), np.float32), np.ones(1, np.float32))}).write(path)
+        for words in (
+            ["quantize", SOURCE, out, "--type", "IQ2_XXS"],
+            ["quantize", SOURCE, out, "--bpw", "3"],
+            ["plan", SOURCE, "--bpw", "3", "--out", out],
+            ["plan", SOURCE, "--curve"],
+        ):
+            refused = kizami(*words, "--imatrix", path, code=65)
+            one_error(refused, "other.gguf", name)
+            assert "another model" in refused.stderr
+    assert list(tmp_path.iterdir()) == [path]

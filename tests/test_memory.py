@@ -26,7 +26,7 @@ from kizami.memory import Cut, cut_to, least
 from kizami.recipe import read_text
 from kizami.spill import Spill
 from kizami.tokenizer import Tokenizer
-from kizami.verify import kept_apart
+from kizami.verify import verification_windows
 
 OPTIONS = {"bpw": 4.0, "ctx": 128}
 quantize = sys.modules["kizami.quantize"]  # the package has the function under this name
@@ -219,7 +219,7 @@ def test_the_kld_in_the_file_is_that_of_the_file(job, tmp_path):
     out.write_bytes(expected)
     reference = package.load(model, activations="f32")
     ids = calibration_windows(reference, read_text(model / "calibration.txt"), OPTIONS["ctx"])
-    rounded_on, apart = kept_apart(ids)
+    rounded_on, apart = verification_windows(ids)
     assert len(rounded_on) + len(apart) == len(ids) and len(apart) >= 1
     (found,) = score([package.load(out, activations="f32")], reference, apart)
     assert report.kld == pytest.approx(found.kld.mean(), rel=6e-3)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import sys
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -222,6 +225,38 @@ def test_wrong_rules_and_budgets_are_found_before_calibration(tmp_path, monkeypa
         for rounding in ("feedback", "plain"):
             with pytest.raises(UsageError, match="nothing|Q4_K_X|the smallest possible"):
                 kizami.quantize(EMBEDDED, out, calibration=text, rounding=rounding, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_wrong_with_a_plan_or_a_curve_is_found_before_its_text_is_measured(tmp_path, monkeypatch):
+    module = sys.modules["kizami.cli.plan"]  # the package has a command of that name
+    monkeypatch.setattr(module, "survey_text", lambda *_args, **_options: pytest.fail("measures"))
+    monkeypatch.chdir(tmp_path)
+    words = ["plan", EMBEDDED, "--calibration", EMBEDDED / "calibration.txt"]
+    for wrong, fragment in (
+        (["--curve", "--pin", "nothing=Q6_K"], "nothing"),
+        (["--curve", "5:4"], "the smallest possible"),
+        (["--curve", "1KB:2KB"], "the smallest possible"),
+        (["--bpw", "0.5", "--out", "p.json"], "the smallest possible"),
+    ):
+        one_error(command(*words, *wrong, code=2), fragment)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words", [["plan", SOURCE, "--bpw", "3", "--calibration"], ["imatrix", SOURCE, "--text"]]
+)
+def test_a_disk_too_small_for_what_has_to_wait_is_found_first(words, tmp_path, monkeypatch):
+    for module, step in (("kizami.survey", "first_pass"), ("kizami.cli.imatrix", "calibrate")):
+        monkeypatch.setattr(sys.modules[module], step, lambda *_args, **_options: pytest.fail("measures"))
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(rss=200 << 20))
+    words = [*words, EMBEDDED / "calibration.txt", "--out", tmp_path / "out"]
+    small = command(*words, "--max-memory", "1MB", code=2).stderr
+    at_least = re.search(r"at least ([\d,]+)", small)[1].replace(",", "")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1234))
+    refused = command(*words, "--max-memory", at_least, code=74)
+    one_error(refused, "have to wait on disk, 1,234 are free", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 

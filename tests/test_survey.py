@@ -228,16 +228,16 @@ def test_what_windows_disagree_on_is_drawn_to_the_prior():
 
 
 def test_windows_for_probes_are_kept_from_calibration(model, ids, monkeypatch):
-    seen, apart = probe.windows_apart(model, ids)
+    seen, apart = probe.probe_windows(model, ids)
     assert len(apart) == len(ids) // 4 and len(seen) + len(apart) == len(ids)
     together = {window.tobytes() for window in seen} | {window.tobytes() for window in apart}
     assert together == {window.tobytes() for window in ids}
     # None where the text is too short, the work too much or the vocabulary too large.
-    assert not len(probe.windows_apart(model, ids[:3])[1])
+    assert not len(probe.probe_windows(model, ids[:3])[1])
     for limit in ("MOST_WORK", "MOST_BYTES"):
         with monkeypatch.context() as patch:
             patch.setattr(probe, limit, 1 << 16)
-            everything, none = probe.windows_apart(model, ids)
+            everything, none = probe.probe_windows(model, ids)
             assert len(everything) == len(ids) and not len(none)
     assert probe.probe(model, none, {}, Distortions({}), {}) == {}
 

@@ -10,7 +10,7 @@ Knows what each tensor may be and what that takes and costs; neither runs models
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -21,10 +21,9 @@ from kizami.formats import TYPES, candidates, fitting, nbytes, quantizable
 from kizami.gguf import scale_name
 from kizami.imatrix import Imatrix
 from kizami.plan import Plan, PlannedTensor, file_layout, kept_scales, output_metadata
+from kizami.progress import Progress
 from kizami.rules import Rules
 from kizami.sensitivity import sensitivities as priors
-
-Progress = Callable[[str, int, int], None]
 
 
 def make_plan(
@@ -38,7 +37,6 @@ def make_plan(
     pins: Mapping[str, str] | None = None,
     floors: Mapping[str, str] | None = None,
     calibration: str | None = None,
-    reserve: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
     """The best plan within a budget.
@@ -47,8 +45,7 @@ def make_plan(
         source: an open model: a GGUF or a checkpoint.
         bpw: bits per weight over all tensors, or
         size: bytes of the whole file.
-        imatrix, distortions, sensitivities, pins, floors, calibration, reserve, progress: as for
-            :class:`Choices`.
+        imatrix, distortions, sensitivities, pins, floors, calibration, progress: as for :class:`Choices`.
 
     Raises:
         UsageError: not exactly one budget, one below the smallest possible (the message says which), or pins
@@ -63,7 +60,6 @@ def make_plan(
         pins=pins,
         floors=floors,
         calibration=calibration,
-        reserve=reserve,
         progress=progress,
     )
     return choices.best(bpw=bpw, size=size)

@@ -11,7 +11,7 @@ import math
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from kizami import _core, system
 from kizami.engine import PREFILL, Model
 from kizami.errors import UsageError
 from kizami.layers import Segment
+from kizami.progress import Progress
 
 REPEATS = 3
-Progress = Callable[[str, int, int], None]
 
 
 def run(

@@ -7,8 +7,6 @@ them. Knows nothing of types or budgets.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from kizami import feedback
@@ -17,6 +15,7 @@ from kizami.errors import UsageError
 from kizami.evaluate import windows
 from kizami.imatrix import Imatrix
 from kizami.memory import UNLIMITED, Cut
+from kizami.progress import Progress
 
 
 def calibration_windows(
@@ -43,7 +42,7 @@ def calibrate(
     max_tokens: int | None = None,
     dataset: str = "",
     cut: Cut = UNLIMITED,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Imatrix:
     """The imatrix of ``model`` on ``text``.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,6 +20,7 @@ from kizami.formats import CANDIDATES, TYPES
 from kizami.imatrix import Imatrix
 from kizami.plan import Plan
 from kizami.presets import PRESETS, preset_bpw
+from kizami.progress import Progress
 
 # Budgets are no further apart than by this factor, and there are at least so many steps.
 STEP, STEPS = 1.12, 12
@@ -97,7 +98,7 @@ def make_curve(
     pins: Mapping[str, str] | None = None,
     floors: Mapping[str, str] | None = None,
     calibration: str | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Curve:
     """Solves a series of budgets: both ends, the presets between, and more where these are far apart.
 
@@ -123,14 +124,8 @@ def make_curve(
         calibration=calibration,
         progress=progress,
     )
+    begin, end = ends(choices, low, high)
     presets = {name: preset_bpw(name, choices.shapes) for name in PRESETS}
-    begin = max(low or 0.0, choices.smallest.bpw)
-    end = high if high is not None else max(presets["Q8_0"], 1.1 * begin)
-    if not (math.isfinite(begin) and begin < end < math.inf):
-        raise UsageError(
-            f"curve: found {begin:g} to {end:g} bits per weight, expected the end above the beginning; "
-            f"the smallest possible is {choices.smallest.bpw:.4g}"
-        )
     points: list[Point] = []
     budgets = _budgets(begin, end, [bpw for bpw in presets.values() if begin < bpw < end])
     types = [t for t in CANDIDATES if TYPES[t]["quantized"]]
@@ -152,6 +147,25 @@ def make_curve(
         if progress:
             progress("curve", done, len(budgets) + len(types))
     return Curve(points, sorted(uniform, key=lambda u: u.plan.file_bytes))
+
+
+def ends(choices: Choices, low: float | None = None, high: float | None = None) -> tuple[float, float]:
+    """Bits per weight that a curve begins and ends at; nothing is measured for that.
+
+    Args:
+        low, high: as for :func:`make_curve`.
+
+    Raises:
+        UsageError: nothing lies between them.
+    """
+    begin = max(low or 0.0, choices.smallest.bpw)
+    end = high if high is not None else max(preset_bpw("Q8_0", choices.shapes), 1.1 * begin)
+    if not (math.isfinite(begin) and begin < end < math.inf):
+        raise UsageError(
+            f"curve: found {begin:g} to {end:g} bits per weight, expected the end above the beginning; "
+            f"the smallest possible is {choices.smallest.bpw:.4g}"
+        )
+    return begin, end
 
 
 def _budgets(begin: float, end: float, between: list[float]) -> list[float]:

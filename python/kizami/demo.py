@@ -8,13 +8,13 @@ they were made from.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from kizami.engine import from_source, load
 from kizami.evaluate import score, windows
+from kizami.progress import Progress
 from kizami.quantize import Report, quantize
 from kizami.recipe import read_text
 
@@ -41,9 +41,7 @@ class DemoResult:
         return asdict(self)
 
 
-def run(
-    *, progress: Callable[[str, int, int], None] | None = None, workdir: str | Path | None = None
-) -> DemoResult:
+def run(*, progress: Progress | None = None, workdir: str | Path | None = None) -> DemoResult:
     """Runs the demonstration.
 
     Args:
@@ -57,7 +55,7 @@ def run(
     return _run(Path(workdir), progress)
 
 
-def _run(folder: Path, progress: Callable[[str, int, int], None] | None) -> DemoResult:
+def _run(folder: Path, progress: Progress | None) -> DemoResult:
     reference = load(EMBEDDED, activations="f32")
     source = reference.source
     with tempfile.TemporaryDirectory(prefix="kizami-demo-") as name:

@@ -5,7 +5,7 @@ Knows tensors, formats and the imatrix; neither budgets nor what an error does t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from kizami import _core
 from kizami.formats import candidates, quantizable
 from kizami.imatrix import Imatrix
+from kizami.progress import Progress
 
 # Weights encoded per tensor and type to measure its error: whole rows, spread over all experts.
 SAMPLE = 1 << 16
@@ -32,7 +33,7 @@ class Distortions:
 def measure(
     source: Mapping[str, _core.Tensor],
     imatrix: Imatrix | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Distortions:
     """The distortions of plain rounding, each on a sample of the tensor's rows.
 

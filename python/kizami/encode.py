@@ -7,13 +7,13 @@ are written: a job's (job.py) over hours, and small ones in one go (:func:`write
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
 from kizami import _core
-from kizami.errors import FormatError, naming
+from kizami.errors import naming
 from kizami.formats import TYPES
 from kizami.gguf import scale_name
 from kizami.imatrix import Imatrix
@@ -21,8 +21,8 @@ from kizami.memory import UNLIMITED, Cut
 from kizami.moments import Statistics
 from kizami.pieces import copies, pieces
 from kizami.plan import Plan, PlannedTensor, file_layout, output_metadata, types_of
+from kizami.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 # What feedback.layers finds.
 Layers = Iterable[tuple[list[str], Statistics]]
 
@@ -105,8 +105,8 @@ def encode(
         FormatError: a weight is not finite, or the imatrix does not fit a tensor.
         InputOutputError: the file cannot be written.
     """
-    if imatrix is not None and not any(t.name in imatrix.entries for t in plan.tensors):
-        raise FormatError("imatrix: found no entry for any tensor of the model, expected one of this model")
+    if imatrix is not None:
+        imatrix.check({t.name: t.shape for t in plan.tensors})
     there = finished(plan, done)
     left = {t.name: t for t in plan.tensors if t.name not in there}
 
@@ -152,8 +152,7 @@ def encoded(
     moments: Statistics | None,
 ) -> Iterator[np.ndarray]:
     """The bytes of one tensor in its planned type, piece by piece; with error feedback where there are
-    moments of its
-    inputs.
+    moments of its inputs.
 
     Raises:
         FormatError: a weight is not finite, its inputs are not, or the imatrix does not fit.

@@ -7,7 +7,7 @@ tokenizer adds one, and the tokens of the second half of each window are scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from kizami.engine import Model
 from kizami.errors import FormatError, UsageError
 from kizami.memory import TOGETHER
+from kizami.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def score(
     reference: Model,
     ids: np.ndarray,
     *,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Scores]:
     """Scores every token of the second half of each window, for several models against one reference.
 
@@ -150,7 +151,7 @@ def evaluate(
     text: str,
     *,
     n_ctx: int = 512,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """KL divergence and perplexity of ``model`` against ``reference`` on ``text``.
 

@@ -11,7 +11,7 @@ Knows models, sources and outputs, and statistics; neither types nor files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import count
 
 import numpy as np
@@ -21,6 +21,7 @@ from kizami.engine import Model
 from kizami.memory import UNLIMITED, Cut
 from kizami.moments import Moments, Statistics
 from kizami.passage import Alone, Beside
+from kizami.progress import Progress
 from kizami.spill import Spill
 from kizami.stream import Stream
 from kizami.written import Output
@@ -36,7 +37,7 @@ def layers(
     stage: str = "feedback",
     moments: bool = True,
     cut: Cut = UNLIMITED,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     output: Output | None = None,
 ) -> Iterator[tuple[list[str], Statistics]]:
     """Passes windows through the model one layer at a time: attention, then the rest.

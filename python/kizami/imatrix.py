@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +32,7 @@ MAX_TENSOR_NAME = 63  # bytes, a limit of every GGUF reader
 
 @dataclass
 class Imatrix:
-    """Second moments of activations, per tensor that multiplies them.
+    """Sums of squares of what linear layers take in, per tensor that multiplies it.
 
     Attributes:
         entries: tensor name to (sum2, counts): float32 [n_mat, cols], the sum of squares of each channel,
@@ -39,12 +40,14 @@ class Imatrix:
         chunks: number of pieces of text the sums were taken over.
         chunk_size: tokens per piece; 0 when the file does not say.
         datasets: names of the texts.
+        path: the file it was read from.
     """
 
     entries: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     chunks: int = 0
     chunk_size: int = 0
     datasets: list[str] = field(default_factory=list)
+    path: str = field(default="imatrix", compare=False, repr=False)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Imatrix:
@@ -57,10 +60,14 @@ class Imatrix:
         path = Path(path)
         head = read_head(path)
         if head.startswith(MAGIC):
-            return _read_gguf(path)
+            found = _read_gguf(path)
+            found.path = os.fspath(path)
+            return found
         if mistaken := mistaken_for(head):
             raise FormatError(f"{path}: found {mistaken[0]}, expected an importance matrix", hint=mistaken[1])
-        return _read_dat(path)
+        found = _read_dat(path)
+        found.path = os.fspath(path)
+        return found
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the GGUF form, tensors sorted by name; the file appears under its name only when complete.
@@ -109,6 +116,23 @@ class Imatrix:
             found.update(counts)
         return found.hexdigest()
 
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Whether it may be of a model with tensors of these shapes, before anything is done with it.
+
+        Raises:
+            FormatError: no entry is for one of the tensors, or one is for another shape.
+        """
+        known = [name for name in shapes if name in self.entries]
+        if self.entries and not known:
+            raise FormatError(
+                f"{self.path}: entry {next(iter(self.entries))!r}: found no such tensor in the model, nor of "
+                "any other entry",
+                hint="the importance matrix belongs to another model",
+            )
+        for name in known:
+            n_mat, _, cols = [1, 1, *shapes[name]][-3:]
+            self.weights(name, n_mat, cols)
+
     def weights(self, name: str, n_mat: int, cols: int) -> np.ndarray | None:
         """Mean squares of a tensor's input channels, what the quantizer weighs its errors with.
 
@@ -130,7 +154,8 @@ class Imatrix:
         sums, counts = self.entries[name]
         if sums.size != n_mat * cols or len(counts) not in (1, n_mat):
             raise FormatError(
-                f"importance of {name!r}: found {list(sums.shape)} values, expected {[n_mat, cols]}",
+                f"{self.path}: importance of {name!r}: found {list(sums.shape)} values, "
+                f"expected {[n_mat, cols]}",
                 hint="the importance matrix belongs to another model",
             )
         # A stack of matrices with one common count (attention heads) comes as one long row.

@@ -29,6 +29,7 @@ from kizami.errors import FormatError, InputOutputError, KizamiError, ResumeErro
 from kizami.imatrix import Imatrix
 from kizami.journal import Hash, Journal, Record, digest
 from kizami.partial import TEMPORARY, Part, beside, sync_folder
+from kizami.progress import Progress
 from kizami.shards import Shard, shard_name
 
 JOURNAL, IMATRIX = ".kizami-journal", ".kizami-imatrix"
@@ -37,8 +38,6 @@ JOURNAL, IMATRIX = ".kizami-journal", ".kizami-imatrix"
 SYNC_BYTES, SYNC_SECONDS = 1 << 28, 5.0
 FORCE = "`--force` discards what there is and starts again"
 RESUME = "`--resume` goes on from here"
-
-Progress = Callable[[str, int, int], None]
 
 
 def resumable(out: str | os.PathLike[str]) -> bool:
@@ -138,11 +137,11 @@ class Job:
             self._compare({"imatrix": kept}, {"imatrix": made.sha256()})
         return made
 
-    def parts(self) -> Iterator[tuple[Imatrix, Any]]:
+    def findings(self) -> Iterator[tuple[Imatrix, Any]]:
         """What :meth:`keep` kept, in that order; without what is lost or damaged since."""
         for number, record in enumerate(self._surveyed):
             try:
-                found = Imatrix.read(self._part(number))
+                found = Imatrix.read(self._findings_path(number))
             except KizamiError:
                 continue
             if found.sha256() == record["part"]:
@@ -151,12 +150,12 @@ class Job:
     def keep(self, part: Imatrix, found: Any) -> None:
         """Keeps what was measured on some tensors, before all are: their importance, and a result of JSON's
         types."""
-        part.write(self._part(len(self._surveyed)))
+        part.write(self._findings_path(len(self._surveyed)))
         record = {"part": part.sha256(), "found": found}
         self._surveyed.append(record)
         self._journal.append(record)
 
-    def _part(self, number: int) -> Path:
+    def _findings_path(self, number: int) -> Path:
         return beside(self.out, f"{IMATRIX}-{number}")
 
     def remembered(self, key: str, make: Callable[[], Any]) -> Any:
@@ -205,7 +204,7 @@ class Job:
         Args:
             shards: the files.
             sealed: the same with what is only known at the end, if it is known already (:meth:`seal`).
-            progress: called with ("verify", tensors hashed, tensors to be hashed).
+            progress: called with ("check", tensors hashed, tensors to be hashed).
 
         Raises:
             ResumeError: the layout is not that of the unfinished job.
@@ -227,7 +226,7 @@ class Job:
                 for name in part.verified(self._units):
                     self.done.add(name)
                     if progress:
-                        progress("verify", len(self.done), len(self._units))
+                        progress("check", len(self.done), len(self._units))
         self.remembered("layout", lambda: layout)
 
     def write(self, name: str, pieces: Iterable[np.ndarray]) -> None:

@@ -7,7 +7,6 @@ estimates that mean to err upwards: what is counted together is not always there
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,8 +17,6 @@ import psutil
 from kizami import moments
 from kizami.errors import UsageError
 from kizami.formats import nbytes
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 # Windows that run together: their tokens share each expert's decoded weights.
 TOGETHER = 4
@@ -170,22 +167,24 @@ class Largest:
         return max(one.on_disk(cut) for one in self.needs)
 
 
-def need(model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool, beside: bool = False) -> Budget:
+def need(
+    model: Any, ids_shape: tuple[int, ...], windows: int, surveyed: bool, beside: bool = False
+) -> Budget:
     """What passes with second moments take.
 
     Args:
         model: a loaded model.
         ids_shape: ``(n_windows, n_ctx)`` of the text, windows that are kept for verification among them.
         windows: that run together.
-        probed: whether there is a survey, that may end in probes.
+        surveyed: whether there is a survey, which may end in probes.
         beside: whether, in a pass after that, windows pass what is written, too, and inputs of both are
             compared: there are twice as many moments, and what is made of them. Without either, the pass is
             for an imatrix: there are none.
     """
     held = held_out(ids_shape[0]) if beside else 0
     if not beside:
-        return _need(model, ids_shape, windows, probed, 1 if probed else 0, held)
-    first = _need(model, ids_shape, windows, probed, 1, held)
+        return _need(model, ids_shape, windows, surveyed, 1 if surveyed else 0, held)
+    first = _need(model, ids_shape, windows, surveyed, 1, held)
     return Largest((first, _need(model, ids_shape, windows, False, 2, held)))
 
 
@@ -195,7 +194,7 @@ def held_out(n_windows: int) -> int:
 
 
 def _need(
-    model: Any, ids_shape: tuple[int, ...], windows: int, probed: bool, moments_of: int, held: int
+    model: Any, ids_shape: tuple[int, ...], windows: int, surveyed: bool, moments_of: int, held: int
 ) -> Need:
     """Of one pass, with moments of so many streams of windows, while ``held`` of these are held out."""
     source, n_layer = model.source, len(model.decoder.layers)
@@ -245,7 +244,7 @@ def _need(
     head = source["output.weight" if "output.weight" in source else "token_embd.weight"]
     ends.passing["rest"] = 2 * head.nbytes + 8 * LOGIT_ROWS * LOGIT_ARRAYS * n_vocab
     source.release()  # what is mapped so far does not stay
-    copy, logits = _probes(model, (n_windows - held, n_ctx)) if probed else (0, 0)
+    copy, logits = _probes(model, (n_windows - held, n_ctx)) if surveyed else (0, 0)
     base = psutil.Process().memory_info().rss + imatrix + SLACK + copy
     # Two arrays for each window and stream; two streams of those that are verified.
     waiting = 8 * n_ctx * d * (both * n_windows + 2 * held) + logits
@@ -254,10 +253,10 @@ def _need(
 
 def _probes(model: Any, ids_shape: tuple[int, ...]) -> tuple[int, int]:
     """Where a model is small enough to be probed: a rounded copy of it, and its own logits."""
-    from kizami.probe import windows_apart  # these know what runs a model, as this file does not
+    from kizami.probe import probe_windows  # these know what runs a model, as this file does not
     from kizami.survey import probed_as
 
-    _, apart = windows_apart(model, np.zeros(ids_shape, np.uint32))
+    _, apart = probe_windows(model, np.zeros(ids_shape, np.uint32))
     if not len(apart):
         return 0, 0
     types = {name: probed_as(name, tensor) for name, tensor in model.source.items()}
@@ -265,9 +264,9 @@ def _probes(model: Any, ids_shape: tuple[int, ...]) -> tuple[int, int]:
     return copy, 2 * apart.size * model.source["token_embd.weight"].shape[0]
 
 
-def least(model: Any, ids_shape: tuple[int, ...], probed: bool, beside: bool = False) -> int:
+def least(model: Any, ids_shape: tuple[int, ...], surveyed: bool, beside: bool = False) -> int:
     """Bytes of the smallest cut of a pass; arguments as for :func:`need`."""
-    return need(model, ids_shape, 1, probed, beside).total(Cut(1, 1, Path(), lean=True))
+    return need(model, ids_shape, 1, surveyed, beside).total(Cut(1, 1, Path(), lean=True))
 
 
 def cut_to(
@@ -275,14 +274,14 @@ def cut_to(
     model: Any,
     ids_shape: tuple[int, ...],
     folder: Path,
-    probed: bool,
+    surveyed: bool,
     beside: bool = False,
 ) -> Cut:
     """The fastest cut of a pass within a limit.
 
     Args:
         limit: bytes that the process may take; None for any number.
-        model, ids_shape, probed, beside: as for :func:`need`.
+        model, ids_shape, surveyed, beside: as for :func:`need`.
         folder: where files may wait.
 
     Raises:
@@ -293,7 +292,7 @@ def cut_to(
     n_expert = max((layer.feed_forward.experts for layer in model.decoder.layers), default=0)
     found: list[Cut] = []
     for windows in (TOGETHER, 1):
-        needed = need(model, ids_shape, windows, probed, beside)
+        needed = need(model, ids_shape, windows, surveyed, beside)
         for kept in (None, folder):
             if needed.total(whole := Cut(windows, None, kept, lean=True)) <= limit:
                 return whole
@@ -306,6 +305,6 @@ def cut_to(
     if found:
         return max(found, key=lambda cut: cut.experts or 0)
     raise UsageError(
-        f"max-memory: found {limit:,} bytes, expected at least {least(model, ids_shape, probed, beside):,}",
+        f"max-memory: found {limit:,} bytes, expected at least {least(model, ids_shape, surveyed, beside):,}",
         hint="fewer tokens at a time (--ctx) take less",
     )

@@ -56,7 +56,7 @@ class Curvatures(Sequence[_core.Curvature]):
     """One per matrix of a tensor, or a single one that serves all of them.
 
     Those of many matrices are made when asked for and not kept: each is a quarter the size of its moments, or
-    three with drift, and as many bytes as :data:`kizami.memory.METRICS` for each column.
+    three quarters with drift, and as many bytes as :data:`kizami.memory.METRICS` for each column.
     """
 
     def __init__(

@@ -2,10 +2,10 @@
 
 Alone, they show their inputs. Beside what is written of the model so far, it is the windows that passed what
 is written whose inputs are taken, and with them what these differ by from the source's: rounding can then
-make up for what all layers before have lost (GPTAQ, arXiv 2504.02692). In three steps a layer: attention as a
-whole, all gates and ups, all downs, each of the source on either stream, but for what was written in the
-steps before. Without the third, which sees what rounding did to gates and ups, half of what this is worth was
-lost.
+make up for what all layers before have lost (GPTAQ, arXiv 2504.02692). A layer is written in three steps:
+attention, then all gates and ups, then all downs. To see what a step takes in, the written stream runs
+through what earlier steps have written, and through the source's own weights for the rest of the layer.
+Without the third, which sees what rounding did to gates and ups, half of what this is worth was lost.
 
 Knows the two streams. Does not know how they are cut (stream.py), nor what is made of what is seen
 (moments.py).

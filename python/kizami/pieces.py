@@ -23,7 +23,7 @@ def pieces(
     """The bytes of a tensor in another type, piece by piece: with error feedback where there are curvatures.
 
     Args:
-        weights: importance of columns, ``[n_mat, cols]``, where there are none.
+        weights: importance of columns, float32 ``[n_mat, cols]``; where there are curvatures, not used.
 
     Yields:
         uint8, in order.

@@ -9,7 +9,7 @@ the model is small enough to be run some dozen times. Knows how to run and compa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from kizami.engine import Model, from_source
 from kizami.errors import FormatError
 from kizami.evaluate import log_softmax
 from kizami.memory import UNLIMITED, Cut
+from kizami.progress import Progress
 from kizami.sensitivity import class_of
 from kizami.spill import Spill
 from kizami.stream import Stream
@@ -56,7 +57,7 @@ class Replaced(Mapping[str, _core.Tensor]):
         return getattr(self._source, name)
 
 
-def windows_apart(model: Model, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def probe_windows(model: Model, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Windows to calibrate on and windows to probe on, ``[n_windows, n_ctx]`` each.
 
     None of the second kind where the model is too large for probes, or the text too short.
@@ -77,7 +78,7 @@ def probe(
     rounded: Mapping[str, _core.Tensor],
     distortions: Distortions,
     priors: Mapping[str, float],
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     cut: Cut = UNLIMITED,
 ) -> dict[str, float]:
     """Sensitivities of a model's tensors: predicted KLD per unit of relative output error.

@@ -21,30 +21,40 @@ from kizami.calibrate import calibrate, calibration_windows
 from kizami.checkpoint import open_source
 from kizami.coverage import coverage
 from kizami.encode import encode, finished
-from kizami.engine import from_source
+from kizami.engine import Model, from_source
 from kizami.errors import FormatError, UsageError
 from kizami.imatrix import Imatrix
 from kizami.job import Job
 from kizami.memory import UNLIMITED, Cut, cut_to, least, need
 from kizami.outputs import check_output
 from kizami.plan import Plan, file_layout, output_metadata, types_of
+from kizami.progress import Progress
 from kizami.recipe import Request
 from kizami.report import check_report, save_report
 from kizami.shards import Shard, shards
 from kizami.spill import Spill
 from kizami.survey import Survey, first_pass
-from kizami.verify import UNVERIFIED, Verification, Verified, kept_apart
+from kizami.verify import UNVERIFIED, Verification, Verified, verification_windows
 from kizami.written import Output, Written
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, or would be with ``dry_run``; ``path`` is the first of ``paths``.
+    """What was written, or would be with ``dry_run``.
 
-    ``kld`` is what the job measured on tokens that rounding did not see, None without error feedback. With
-    a calibration text ``least_memory`` is the smallest ``max_memory`` that the job could have had, in bytes.
+    Attributes:
+        path: the file, of a split set the first; ``paths`` has all.
+        bytes: of all files together.
+        bpw: bits per weight over all tensors.
+        tensors: of each its name, type, bytes, bpw, and error: relative, measured on sampled rows before the
+            plan was made; None where it was not.
+        predicted_kld: nats per token, None where nothing was planned.
+        kld: what the job measured, in nats, over ``kld_tokens`` tokens that rounding did not see; None
+            without error feedback, or for the reason in ``kld_note``.
+        seconds: since the call.
+        peak_rss: largest resident memory of the process, in bytes; None where the system does not say.
+        least_memory: the smallest ``max_memory`` that the job could have had, in bytes; None without a text.
+        coverage: of each layer how many tokens its experts saw (:class:`kizami.coverage.Coverage`).
     """
 
     path: str
@@ -229,34 +239,77 @@ def _run(
     max_memory: int | None,
     progress: Progress | None,
 ) -> Outcome:
-    """The plan and the layout of the output; with a job its tensors are written, too, and verified.
+    """The plan and the layout of the output; with a job its tensors are written, too, and verified."""
+    text = Text(request, cache(lambda: from_source(source, activations="f32")))
+    planned = request.fixed(source)
+    fed = request.rounded_on() is not None
+    cut, smallest = UNLIMITED, None
+    if request.text is not None:
+        # Known before anything is written: a text that is too short, memory that is too small.
+        model, shape, surveyed = text.model(), text.windows().shape, fed and planned is None
+        smallest = least(model, shape, surveyed, fed)
+        cut = cut_to(max_memory, model, shape, out.parent, surveyed, fed)
+        if job is not None:
+            waiting = need(model, shape, cut.windows, surveyed, fed).on_disk(cut)
+            job.check_space(request.needs(source), waiting)
+    elif max_memory is not None:
+        cut = Cut(lean=True)
+    importance, planned = _plan(request, source, text, planned, job, cut, progress)
+
+    def files(found: Verified) -> list[Shard]:
+        metadata = output_metadata(
+            source, types_of(planned), importance, request.rounded_on(), found.kld, found.tokens
+        )
+        return shards(out, metadata, file_layout(planned.tensors), request.split_size)
+
+    if job is None:
+        return Outcome(planned, files(UNVERIFIED), importance, smallest, Verified(note="nothing was written"))
+    for file in files(UNVERIFIED):
+        check_output(file.path, *source.paths)
+    known = job.known("verified")
+    job.lay_out(files(UNVERIFIED), files(Verified(**known) if known else UNVERIFIED), progress)
+    if not fed:
+        encode(source, planned, job, importance, progress, done=job.done, cut=cut)
+        return Outcome(planned, files(UNVERIFIED), importance, smallest, UNVERIFIED)
+    verified = _write_fed(source, text, planned, importance, job, cut, progress)
+    job.seal(files(verified))
+    return Outcome(planned, files(verified), importance, smallest, verified)
+
+
+class Text:
+    """What a request's calibration text is to a model; each is made when it is first asked for.
+
+    Attributes:
+        model: the source, with float activations.
+        windows: all of the text, ``[n_windows, n_ctx]``.
+        parted: those to round on, and those to verify on.
+    """
+
+    def __init__(self, request: Request, model: Callable[[], Model]) -> None:
+        self.model = model
+        self.windows = cache(lambda: calibration_windows(model(), request.text or "", request.n_ctx))
+        self.parted = cache(lambda: verification_windows(self.windows()))
+
+
+def _plan(
+    request: Request,
+    source: Any,
+    text: Text,
+    planned: Plan | None,
+    job: Job | None,
+    cut: Cut,
+    progress: Progress | None,
+) -> tuple[Imatrix | None, Plan]:
+    """Importance, where it is known, and the plan, if there is none yet.
 
     What the first pass over the text finds, a job remembers: layer by layer while it goes on, then the
     imatrix in a file and the rest as the plan.
     """
-    model = cache(lambda: from_source(source, activations="f32"))
-    calibration = request.rounded_on()
-    fed = calibration is not None
-    windows = cache(lambda: calibration_windows(model(), request.text or "", request.n_ctx))
-    # To round on, and to verify on.
-    fit = cache(lambda: kept_apart(windows())[0])
-    planned = request.fixed(source)
-    cut, smallest = UNLIMITED, None
-    if request.text is not None:
-        # Known before anything is written: a text that is too short, memory that is too small.
-        shape = windows().shape
-        probed = fed and planned is None
-        smallest = least(model(), shape, probed, fed)
-        cut = cut_to(max_memory, model(), shape, out.parent, probed, fed)
-        if job is not None:
-            waiting = need(model(), shape, cut.windows, probed, fed).on_disk(cut)
-            job.check_space(request.needs(source), waiting)
-    elif max_memory is not None:
-        cut = Cut(lean=True)
+    fed = request.rounded_on() is not None
 
     @cache
     def surveyed() -> Survey:
-        return first_pass(model(), fit(), request.dataset, progress, cut, job)
+        return first_pass(text.model(), text.parted()[0], request.dataset, progress, cut, job)
 
     importance = request.imatrix
     if request.text is not None and not (fed and planned is not None):
@@ -265,45 +318,41 @@ def _run(
         def measure() -> Imatrix:
             if fed:
                 return surveyed().imatrix
-            text, n_ctx = request.text or "", request.n_ctx
-            return calibrate(model(), text, n_ctx=n_ctx, dataset=request.dataset, cut=cut, progress=progress)
-
-        importance = job.imatrix(measure) if job else measure()
-    if planned is None:
-
-        def choose() -> dict[str, Any]:
-            if not fed:
-                return asdict(request.choose(source, importance, progress=progress))
-            found = surveyed()
-            return asdict(
-                request.choose(source, importance, found.distortions, found.sensitivities, progress)
+            words, n_ctx = request.text or "", request.n_ctx
+            return calibrate(
+                text.model(), words, n_ctx=n_ctx, dataset=request.dataset, cut=cut, progress=progress
             )
 
-        planned = Plan.from_dict(job.remembered("plan", choose) if job else choose())
-        cut.release(source)
+        importance = job.imatrix(measure) if job else measure()
+    if planned is not None:
+        return importance, planned
 
-    def files(found: Verified) -> list[Shard]:
-        metadata = output_metadata(
-            source, types_of(planned), importance, calibration, found.kld, found.tokens
-        )
-        return shards(out, metadata, file_layout(planned.tensors), request.split_size)
+    def choose() -> dict[str, Any]:
+        if not fed:
+            return asdict(request.choose(source, importance, progress=progress))
+        found = surveyed()
+        return asdict(request.choose(source, importance, found.distortions, found.sensitivities, progress))
 
-    verified = Verified(note="nothing was written") if job is None else UNVERIFIED
-    if job is not None:
-        for file in files(UNVERIFIED):
-            check_output(file.path, *source.paths)
-        known = job.known("verified")
-        job.lay_out(files(UNVERIFIED), files(Verified(**known) if known else UNVERIFIED), progress)
-        if fed:
-            with Spill(cut.folder) as spill:
-                output = Output(model(), Written(planned, job.read), cut, job.release)
-                _, apart = kept_apart(windows())
-                verification = Verification(model(), output, apart, cut, spill)
-                done = finished(planned, job.done)
-                layers = feedback.layers(model(), fit(), done=done, cut=cut, progress=progress, output=output)
-                encode(source, planned, job, importance, progress, verification.follow(layers), job.done, cut)
-                verified = Verified(**job.remembered("verified", lambda: asdict(verification.result())))
-            job.seal(files(verified))
-        else:
-            encode(source, planned, job, importance, progress, done=job.done, cut=cut)
-    return Outcome(planned, files(verified), importance, smallest, verified)
+    planned = Plan.from_dict(job.remembered("plan", choose) if job else choose())
+    cut.release(source)
+    return importance, planned
+
+
+def _write_fed(
+    source: Any,
+    text: Text,
+    planned: Plan,
+    importance: Imatrix | None,
+    job: Job,
+    cut: Cut,
+    progress: Progress | None,
+) -> Verified:
+    """Writes all tensors with error feedback, in the second pass over the text, and verifies them."""
+    model, (fit, apart) = text.model(), text.parted()
+    with Spill(cut.folder) as spill:
+        output = Output(model, Written(planned, job.read), cut, job.release)
+        verification = Verification(model, output, apart, cut, spill)
+        done = finished(planned, job.done)
+        layers = feedback.layers(model, fit, done=done, cut=cut, progress=progress, output=output)
+        encode(source, planned, job, importance, progress, verification.follow(layers), job.done, cut)
+        return Verified(**job.remembered("verified", lambda: asdict(verification.result())))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -23,11 +23,11 @@ from kizami.imatrix import Imatrix
 from kizami.journal import digest
 from kizami.plan import Plan, load_types, plan_from_types, uniform_plan
 from kizami.presets import preset_bpw
+from kizami.progress import Progress
 from kizami.provenance import text_hash
 from kizami.rules import Rules
 from kizami.shards import check_split_size, overhead
 
-Progress = Callable[[str, int, int], None]
 Where = str | os.PathLike[str]
 
 HEAD = 1 << 20  # bytes hashed at the start of an input: headers, of which any change of its tensors is one
@@ -186,7 +186,10 @@ class Request:
 
         Raises:
             UsageError: something is.
+            FormatError: the imatrix is of another model.
         """
+        if self.imatrix is not None:
+            self.imatrix.check(_shapes(source))
         if self.type is not None or self.types is not None:
             Rules(_shapes(source), self.pins, self.floors)
         else:

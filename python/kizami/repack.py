@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import time
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from kizami import _core, system
 from kizami.errors import UsageError
+from kizami.progress import Progress
 
 CHOICES = ("auto", "always", "never")
 # Of the memory that is free, what weights may take: the rest is for the cache and everybody else.
 SHARE = 0.85
-Progress = Callable[[str, int, int], None]
 
 
 class Reads(Mapping[str, _core.Tensor]):

@@ -73,7 +73,7 @@ def html(report: Mapping[str, Any]) -> str:
         ("predicted KLD", "not predicted" if kld is None else f"{kld:.4f}"),
         (
             "measured KLD",
-            "not measured"
+            f"not measured: {report['kld_note']}"
             if (measured := report["kld"]) is None
             else f"{measured:.4g} on {report['kld_tokens']:,} tokens of the text that rounding did not see",
         ),

@@ -2,7 +2,7 @@
 
 A *pin* is the type of the tensors whose names its pattern is found in; of several the first counts, as in
 llama-quantize. A *floor* is a type that none of them may be coarser than; all floors hold, and a pin is above
-them. Patterns are Python's regular expressions. Norms and the router stay as they are.
+them. Patterns are Python's regular expressions. Norms and the router become F32 whatever they say.
 
 Knows names, shapes and formats; neither budgets nor errors.
 """

@@ -7,6 +7,7 @@ how much memory there is (memory.py).
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -108,6 +109,26 @@ class Spill:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_waiting(folder: Path, waiting: int) -> None:
+    """Whether what is going to wait fits on a folder's disk, before any work.
+
+    Args:
+        waiting: bytes.
+
+    Raises:
+        InputOutputError: it does not, or the folder is not there.
+    """
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise InputOutputError(f"{folder}: {error.strerror or error}") from None
+    if waiting > free:
+        raise InputOutputError(
+            f"{folder}: not enough space: {waiting:,} bytes have to wait on disk, {free:,} are free",
+            hint="free some there, or allow more memory (--max-memory)",
+        )
 
 
 def _bytes(array: np.ndarray) -> memoryview:

@@ -9,24 +9,29 @@ budgets nor files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from kizami import _core, feedback, pieces
+from kizami.calibrate import calibration_windows
 from kizami.distortion import Distortions, relative_error
-from kizami.engine import Model
+from kizami.engine import Model, from_source
 from kizami.errors import naming
 from kizami.formats import TYPES, candidates, fitting, quantizable
 from kizami.imatrix import Imatrix
-from kizami.memory import SAMPLED, UNLIMITED, Cut
+from kizami.memory import SAMPLED, UNLIMITED, Cut, cut_to, need
 from kizami.moments import Curvatures, Statistics
-from kizami.probe import probe, windows_apart
+from kizami.probe import probe, probe_windows
+from kizami.progress import Progress
 from kizami.sensitivity import sensitivities
+from kizami.spill import check_waiting
+from kizami.verify import verification_windows
 
-# Rows sampled of a tensor, in SAMPLED of its matrices at most; at least 16 of each.
+# Rows sampled of a tensor at least, in SAMPLED of its matrices at most; of each a multiple of 16.
 ROWS = 96
 # What is left of the KLD when layers make up for what those before them lost (passage.py), which neither the
 # survey nor a probe sees: with all projections of small-deepseek in IQ1_S .76, in IQ2_XXS .81 (docs/log.md).
@@ -53,7 +58,7 @@ class Survey:
 class Keeper(Protocol):
     """Keeps findings for a later run (:class:`kizami.job.Job`)."""
 
-    def parts(self) -> Iterator[tuple[Imatrix, Any]]:
+    def findings(self) -> Iterator[tuple[Imatrix, Any]]:
         """What was kept, in order."""
 
     def keep(self, part: Imatrix, found: Any) -> None:
@@ -75,7 +80,7 @@ class Earlier:
         self.errors: dict[str, dict[str, float]] = {}
         self.units: dict[str, float] = {}
         self._keeper = keeper
-        for part, found in keeper.parts() if keeper else ():
+        for part, found in keeper.findings() if keeper else ():
             self.names.update(found["names"])
             self.entries |= part.entries
             self.errors |= found["errors"]
@@ -94,11 +99,42 @@ class Earlier:
             self._keeper.keep(Imatrix(entries=entries), found)
 
 
+def survey_text(
+    source: Any,
+    text: str,
+    dataset: str,
+    *,
+    n_ctx: int,
+    folder: Path,
+    max_memory: int | None = None,
+    progress: Progress | None = None,
+) -> Survey:
+    """What ``kizami quantize`` with the same text finds in its first pass: for plans that no job follows.
+
+    Args:
+        source: an open model.
+        text: for calibration, ``n_ctx`` tokens at a time; ``dataset`` is its name.
+        folder: where files may wait.
+        max_memory: most bytes that the process may take.
+        progress: called with (stage, done, in total).
+
+    Raises:
+        UsageError: the text does not fill one window, or memory is too small.
+        FormatError: a weight is not finite, or logits are not.
+        InputOutputError: the disk is too small for what has to wait.
+    """
+    model = from_source(source, activations="f32")
+    ids, _ = verification_windows(calibration_windows(model, text, n_ctx))
+    cut = cut_to(max_memory, model, ids.shape, folder, True)
+    check_waiting(folder, need(model, ids.shape, cut.windows, True).on_disk(cut))
+    return first_pass(model, ids, dataset, progress, cut)
+
+
 def first_pass(
     model: Model,
     ids: np.ndarray,
     dataset: str,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     cut: Cut = UNLIMITED,
     keeper: Keeper | None = None,
 ) -> Survey:
@@ -116,7 +152,7 @@ def first_pass(
     Raises:
         FormatError: a weight is not finite, or logits are not.
     """
-    seen, apart = windows_apart(model, ids)
+    seen, apart = probe_windows(model, ids)
     imatrix = Imatrix(chunks=len(seen), chunk_size=seen.shape[1], datasets=[dataset])
     probed = len(apart) > 0
     earlier = Earlier(None if probed else keeper)
@@ -206,7 +242,7 @@ def probed_as(name: str, tensor: _core.Tensor) -> str | None:
 
 
 def _fed(types: Iterable[str]) -> bool:
-    """Whether any of the types could be rounded with moments."""
+    """Whether moments say how any of the types would be rounded: by feedback, or by their diagonal."""
     return any(TYPES[t]["quantized"] for t in types)
 
 
@@ -217,7 +253,7 @@ class Sample:
         """Decodes them.
 
         Args:
-            tokens: what each matrix saw: how much its outputs count.
+            tokens: what each matrix saw, float64 ``[n_mat]`` or ``[1]``: how much its outputs count.
             curvatures: one per matrix, or one for all.
         """
         shape = tuple(tensor.shape)

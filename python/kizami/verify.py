@@ -35,7 +35,7 @@ class Verified:
 UNVERIFIED = Verified(note="weights are rounded without error feedback")
 
 
-def kept_apart(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def verification_windows(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Windows to round on and windows to verify on, ``[n_windows, n_ctx]`` each, the latter spread over the
     text."""
     if not (count := held_out(len(ids))):

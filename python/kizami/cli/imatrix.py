@@ -11,9 +11,10 @@ import click
 from kizami.calibrate import calibrate, calibration_windows
 from kizami.coverage import coverage
 from kizami.engine import load
-from kizami.memory import cut_to
+from kizami.memory import cut_to, need
 from kizami.outputs import check_output
 from kizami.recipe import read_text
+from kizami.spill import check_waiting
 
 from . import output
 from .options import FILE, MODEL, OUTPUT, context_option, json_option, memory_option, threads_option
@@ -42,9 +43,9 @@ def imatrix(model: str, text: str, out: str, ctx: int, max_memory: int | None, a
     words = read_text(text)
     with output.Progress() as progress:
         loaded = load(model, activations="f32")
-        cut = cut_to(
-            max_memory, loaded, calibration_windows(loaded, words, ctx).shape, Path(out).parent, False
-        )
+        shape, folder = calibration_windows(loaded, words, ctx).shape, Path(out).parent
+        cut = cut_to(max_memory, loaded, shape, folder, False)
+        check_waiting(folder, need(loaded, shape, cut.windows, False).on_disk(cut))
         made = calibrate(loaded, words, n_ctx=ctx, dataset=Path(text).name, cut=cut, progress=progress)
     made.write(out)
     result = {

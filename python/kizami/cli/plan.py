@@ -10,19 +10,16 @@ from typing import Any
 import click
 
 from kizami.allocation import Choices, make_plan
-from kizami.calibrate import calibration_windows
 from kizami.checkpoint import open_source
-from kizami.curve import Curve, make_curve
-from kizami.engine import from_source
+from kizami.curve import Curve, ends, make_curve
 from kizami.imatrix import Imatrix
-from kizami.memory import cut_to
 from kizami.outputs import check_output
+from kizami.plan import Plan
 from kizami.plot import check_plot, draw_curve
 from kizami.presets import preset_bpw
 from kizami.provenance import text_hash
 from kizami.recipe import read_text
-from kizami.survey import first_pass
-from kizami.verify import kept_apart
+from kizami.survey import survey_text
 
 from . import output
 from .options import (
@@ -68,7 +65,7 @@ from .options import (
     metavar="TEXT",
     help="Text to measure on what `kizami quantize` with it would lose: with error feedback, and by probes.",
 )
-@context_option(512, "Tokens of the text that are run together.")
+@context_option(512, "Tokens per window of the text.")
 @click.option("--out", type=OUTPUT, metavar="PLAN.json", help="The plan file to write.")
 @click.option("--plot", type=OUTPUT, help="Draw the curve, as .png or .svg; needs kizami[plot].")
 @mtp_option
@@ -95,12 +92,13 @@ def plan(
     """Choose the type of every tensor of MODEL so that the file fits a budget and loses least.
 
     The plan is JSON, one tensor a line: change types by hand, then replay it with
-    `kizami quantize MODEL OUT.gguf --plan PLAN.json`. With --curve nothing is written: a table says what each
-    size would cost, and what files of one type would.
+    `kizami quantize MODEL OUT.gguf --plan PLAN.json` and the same --calibration or --imatrix, for a plan
+    holds types only. With --curve nothing is written: a table says what each size would cost, and what files
+    of one type would.
 
     \b
     Examples:
-      kizami plan DeepSeek-V3/ --size 131GB --imatrix imatrix.gguf --out plan.json
+      kizami plan DeepSeek-V3/ --size 131GB --calibration text.txt --out plan.json
       kizami plan DeepSeek-V3/ --preset Q4_K_M --pin 'attn_.*=Q8_0' --out plan.json
       kizami plan DeepSeek-V3/ --curve 1.6:5 --calibration text.txt --plot curve.svg
       kizami plan v3-bf16.gguf --bpw 2.5 --floor 'shexp=Q4_K' --out plan.json --json
@@ -121,49 +119,59 @@ def plan(
             check_output(path, model, imatrix, calibration)
     if plot is not None:
         check_plot(plot)
-    known: dict[str, Any] = {"imatrix": Imatrix.read(imatrix) if imatrix else None}
     text = None if calibration is None else read_text(calibration)
+    given = Imatrix.read(imatrix) if imatrix else None
     source = open_source(model, mtp=mtp)
+    shapes = {name: tuple(tensor.shape) for name, tensor in source.items()}
+    if given is not None:
+        given.check(shapes)
     if preset is not None:
-        bpw = preset_bpw(preset, {name: tuple(tensor.shape) for name, tensor in source.items()})
-    rules: dict[str, Any] = {"pins": pins, "floors": floors}
+        bpw = preset_bpw(preset, shapes)
+    weights = sum(map(math.prod, shapes.values()))
+    low, high = (end * 8 / weights if isinstance(end, int) else end for end in curve or (None, None))
+    known: dict[str, Any] = {"imatrix": given, "pins": pins, "floors": floors}
     if text is not None:
-        # The size of its header is known before it is measured.
-        known = {"imatrix": Imatrix(datasets=[os.path.basename(calibration or "")])}
-    rounded_on = None if text is None else text_hash(text)
-    if curve is None:
-        Choices(source, calibration=rounded_on, **known, **rules).check(bpw=bpw, size=size)
-    if text is not None:
+        name = os.path.basename(calibration or "")
+        known["calibration"] = text_hash(text)
+        # What is wrong is found before anything is measured: how large an imatrix is follows from its name.
+        choices = Choices(source, **known | {"imatrix": Imatrix(datasets=[name])})
+        if curve is None:
+            choices.check(bpw=bpw, size=size)
+        else:
+            ends(choices, low, high)
+        # Beside what is written; not where temporary files are, which may be memory.
+        written = out or plot
+        folder = Path(written).parent if written else Path()
         with output.Progress() as progress:
-            full = from_source(source, activations="f32")
-            ids, _ = kept_apart(calibration_windows(full, text, ctx))
-            # Beside what is written; not where temporary files are, which may be memory.
-            folder = Path(out or plot or "x").parent
-            cut = cut_to(max_memory, full, ids.shape, folder, True)
-            known = vars(first_pass(full, ids, os.path.basename(calibration or ""), progress, cut))
-    rules |= known
+            found = survey_text(
+                source, text, name, n_ctx=ctx, folder=folder, max_memory=max_memory, progress=progress
+            )
+        known["imatrix"] = found.imatrix
+        known |= {"distortions": found.distortions, "sensitivities": found.sensitivities}
     if curve is not None:
-        weights = sum(math.prod(tensor.shape) for tensor in source.values())
-        low, high = (end * 8 / weights if isinstance(end, int) else end for end in curve)
         with output.Progress() as progress:
-            found = make_curve(source, low=low, high=high, calibration=rounded_on, progress=progress, **rules)
+            drawn = make_curve(source, low=low, high=high, progress=progress, **known)
         if plot is not None:
-            draw_curve(found, plot, os.path.basename(os.path.abspath(model)))
-        _print_curve(found, plot, as_json)
+            draw_curve(drawn, plot, os.path.basename(os.path.abspath(model)))
+        _print_curve(drawn, plot, as_json)
         return
     assert out is not None
     with output.Progress() as progress:
-        made = make_plan(source, bpw=bpw, size=size, calibration=rounded_on, progress=progress, **rules)
+        made = make_plan(source, bpw=bpw, size=size, progress=progress, **known)
     made.save(out)
     if as_json:
         output.emit({"path": out, **made.to_dict()})
-        return
-    tensors = [(t.name, t.type, math.prod(t.shape), t.bytes) for t in made.tensors]
+    else:
+        _print_plan(made, out)
+
+
+def _print_plan(plan: Plan, out: str) -> None:
+    tensors = [(t.name, t.type, math.prod(t.shape), t.bytes) for t in plan.tensors]
     output.parts(tensors)
     output.line()
     output.histogram(t[1:] for t in tensors)
     output.line()
-    output.line(f"{out}: " + output.outcome(made.file_bytes, made.bpw, made.predicted_kld))
+    output.line(f"{out}: " + output.outcome(plan.file_bytes, plan.bpw, plan.predicted_kld))
 
 
 def _print_curve(curve: Curve, plot: str | None, as_json: bool) -> None:

@@ -8,6 +8,7 @@ import sys
 import click
 
 from kizami.errors import Stopped
+from kizami.formats import TYPES, WRITABLE
 from kizami.job import resumable
 from kizami.quantize import Report
 from kizami.quantize import quantize as quantize_file
@@ -42,12 +43,22 @@ from .options import (
 @click.option(
     "--type", "type_name", metavar="TYPE", help="One type for every matrix: Q4_K, IQ2_XXS, F16, ..."
 )
-@click.option("--plan", type=FILE, help="A plan to replay, from `kizami plan`.")
+@click.option(
+    "--plan",
+    type=FILE,
+    help="A plan to replay, from `kizami plan`: types only, so --calibration or --imatrix belong here again.",
+)
 @pin_option
 @floor_option
 @imatrix_option
-@click.option("--calibration", type=FILE, metavar="TEXT", help="Text to measure importance and moments on.")
-@context_option(512, "Tokens of the text that are run together.")
+@click.option(
+    "--calibration",
+    type=FILE,
+    metavar="TEXT",
+    help="Text like that of later use: weights are rounded with error feedback on it, and a budget is "
+    "planned with what that loses.",
+)
+@context_option(512, "Tokens per window of the text.")
 @click.option(
     "--rounding",
     type=click.Choice(["feedback", "plain"]),
@@ -67,7 +78,12 @@ from .options import (
 @click.option(
     "--report", type=OUTPUT, metavar="PATH", help="Write a report: a page if PATH ends in .html, or .json."
 )
-@click.option("--dry-run", is_flag=True, help="Print types and size, by tensor with --json; write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print types and size, by tensor with --json; write nothing. With "
+    "--calibration and a budget that takes the whole first pass, which `kizami plan --out` would keep.",
+)
 @threads_option
 @json_option
 def quantize(
@@ -105,12 +121,17 @@ def quantize(
       kizami quantize DeepSeek-V3/ v3.gguf --bpw 1.9 --imatrix imatrix.gguf
       kizami quantize DeepSeek-V3/ v3.gguf --preset Q4_K_M --pin 'attn_.*=Q8_0' --imatrix imatrix.gguf
       kizami quantize v3-bf16.gguf v3-q4.gguf --type Q4_K
-      kizami quantize DeepSeek-V3/ v3.gguf --plan plan.json --dry-run --json
+      kizami quantize DeepSeek-V3/ v3.gguf --plan plan.json --calibration text.txt
       kizami quantize DeepSeek-V3/ v3.gguf --size 131GB --calibration text.txt --split-size 48GB --resume
     """
     exactly_one(bpw=bpw, size=size, preset=preset, type=type_name, plan=plan)
     if imatrix and calibration:
         raise click.UsageError("expected at most one of --imatrix and --calibration, found both")
+    floats = [name for name in WRITABLE if not TYPES[name]["quantized"]]
+    if not (imatrix or calibration or dry_run or (type_name or "").upper() in floats):
+        output.note(
+            "without --calibration or --imatrix every weight counts alike: either makes a better file"
+        )
     try:
         with output.Progress() as progress:
             result = quantize_file(
