@@ -52,6 +52,11 @@ def observed(name: str, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
     return {own, observed_as(own.replace("ffn_gate_exps", "ffn_gate_inp"), shapes)}
 
 
+def borrowed_from(name: str) -> bool:
+    """Whether experts are drawn to the moments of this tensor's inputs: the router's."""
+    return name.endswith("ffn_gate_inp.weight")
+
+
 class Curvatures(Sequence[_core.Curvature]):
     """One per matrix of a tensor, or a single one that serves all of them.
 
@@ -114,6 +119,13 @@ class Stack:
         """float64 ``[cols, cols]``; not to be changed."""
         kept = self._sums[index]
         return np.zeros((self._cols, self._cols)) if kept is None else kept.get()
+
+    def into_mean(self) -> np.ndarray:
+        """Of a single matrix, over all its inputs, in place of the sums: they are large, and gone then."""
+        (kept,) = self._sums
+        self._sums = [None]
+        sums = np.zeros((self._cols, self._cols)) if kept is None else kept.get()
+        return np.divide(sums, max(self.tokens[0], 1.0), out=sums)
 
     def mean(self) -> np.ndarray:
         """Over all inputs of all matrices."""
@@ -231,12 +243,16 @@ class Moments:
         """What error feedback makes of a tensor's mean ``x xᵀ``; None where nothing was seen."""
         observed = observed_as(name, self._shapes)
         if observed not in self._curvatures:
-            means, drifts = self.means(name), self.drift_means(name)
-            part = observed.removesuffix(".weight").rpartition(".")[2]
+            means: Sequence[np.ndarray] | None
+            drifts: Sequence[np.ndarray] | None
+            stack = self.stacks.get(observed)
             # Experts borrow from what the router takes in: that stays.
-            if means is not None and len(means) == 1 and part != "ffn_gate_inp":
-                del self.stacks[observed]
-                self.drifts.pop(observed, None)
+            if stack is not None and len(stack) == 1 and not borrowed_from(observed):
+                drift = self.drifts.pop(observed, None)
+                means = [self.stacks.pop(observed).into_mean()]
+                drifts = None if drift is None else [drift.into_mean()]
+            else:
+                means, drifts = self.means(name), self.drift_means(name)
             self._curvatures[observed] = None if means is None else Curvatures(means, drifts)
         return self._curvatures[observed]
 
