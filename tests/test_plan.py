@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import psutil
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 import kizami
 from commandline import SOURCE, json_of, one_error
 from commandline import kizami as command
-from kizami.allocation import make_plan
+from kizami.allocation import expected_kld, make_plan
 from kizami.checkpoint import open_source
 from kizami.curve import make_curve
 from kizami.demo import EMBEDDED
@@ -206,6 +207,25 @@ def test_a_budget_too_small_for_the_rules_says_so(source, distortions):
         make_plan(source, bpw=3.0, distortions=distortions, pins={"_exps": "Q8_0"})
     with pytest.raises(UsageError, match="the smallest possible with these pins and floors"):
         make_plan(source, size=4_000_000, distortions=distortions, floors={".": "Q4_K"})
+
+
+def test_the_predicted_kld_of_a_followed_plan_grows_with_its_loss_and_less_than_it(source, distortions):
+    plain = [make_plan(source, bpw=bpw, distortions=distortions) for bpw in (2.0, 3.0, 4.0, 5.0)]
+    followed = [
+        make_plan(source, bpw=bpw, distortions=distortions, calibration="0" * 64)
+        for bpw in (2.0, 3.0, 4.0, 5.0)
+    ]
+    assert [p.tensors for p in plain] == [p.tensors for p in followed]
+    losses, klds = ([p.predicted_kld for p in plans] for plans in (plain, followed))
+    assert klds == sorted(klds, reverse=True)
+    for loss, kld in zip(losses, klds, strict=True):
+        assert kld == expected_kld(loss, followed=True, routed=True) > expected_kld(loss, True, routed=False)
+    # Routers' mistakes are what is left of the finest.
+    assert klds[0] / losses[0] < 1 and all(
+        finer[0] / finer[1] > coarser[0] / coarser[1]
+        for coarser, finer in pairwise(zip(klds, losses, strict=True))
+    )
+    assert expected_kld(0.0, followed=True, routed=True) == 0
 
 
 def test_rules_do_not_go_with_a_plan_to_replay(source, tmp_path):

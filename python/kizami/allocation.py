@@ -1,8 +1,9 @@
 """Bit allocation: the types that lose least within a budget.
 
-Predicted loss is a sum over tensors: the tensor's sensitivity (:mod:`kizami.sensitivity`) times the relative
-error that its type makes (:mod:`kizami.distortion`). A multiple-choice knapsack over exact bytes (Rust:
-``solve``) picks the types. Additivity and the predictor are argued in HIGGS (arXiv 2411.17525).
+What a plan loses is a sum over tensors: the tensor's sensitivity (:mod:`kizami.sensitivity`) times the
+relative error that its type makes (:mod:`kizami.distortion`). A multiple-choice knapsack over exact bytes
+(Rust: ``solve``) picks the types. Additivity and the predictor are argued in HIGGS (arXiv 2411.17525). The
+predicted KLD follows from the sum, and grows with it.
 
 Knows what each tensor may be and what that takes and costs; neither runs models nor writes files.
 """
@@ -24,6 +25,26 @@ from kizami.plan import Plan, PlannedTensor, file_layout, kept_scales, output_me
 from kizami.progress import Progress
 from kizami.rules import Rules
 from kizami.sensitivity import sensitivities as priors
+
+# What is left of the sum when layers make up for what those before them lost (passage.py), which neither
+# survey nor probes see; and what a router adds: a token near the boundary between two experts goes to the
+# other at odds that grow with the error's size, the root of the sum, and at a cost that does not. Both from
+# two fixed recipes of small-deepseek (docs/quantizer.md#predicted-kld).
+LEFT = 0.68
+FLIPS = 0.0125
+
+
+def expected_kld(loss: float, followed: bool, routed: bool) -> float:
+    """KLD in nats that a plan is predicted to have.
+
+    Args:
+        loss: sum of sensitivity times error over all tensors.
+        followed: whether layers will make up for what those before them lost.
+        routed: whether the model has routed experts.
+    """
+    if not followed:
+        return loss
+    return LEFT * loss + (FLIPS * math.sqrt(loss) if routed else 0.0)
 
 
 def make_plan(
@@ -106,6 +127,7 @@ class Choices:
         """
         self._source, self._imatrix, self._progress = source, imatrix, progress
         self._reserve = reserve
+        self._followed = calibration is not None
         self._known = distortions
         # A tensor of a checkpoint is made when it is asked for, some at a cost: each once.
         self._kept: dict[str, tuple[str, int]] = {}
@@ -176,7 +198,7 @@ class Choices:
         costs = self._costs
         chosen = _core.solve(counted, costs, budget)
         tensors = [options[i] for options, i in zip(self._options, chosen, strict=True)]
-        predicted = sum(cost[i] for cost, i in zip(costs, chosen, strict=True))
+        predicted = self._expected(sum(cost[i] for cost, i in zip(costs, chosen, strict=True)))
         errors = {t.name: self._error(t) for t in tensors if t.name in self._sensitivities}
         return Plan(tensors, self._file_bytes(tensors) - self._reserve, predicted, errors)
 
@@ -186,7 +208,7 @@ class Choices:
         for name, shape in self.shapes.items():
             wanted = type_name if name in self._sensitivities else "F32"
             tensors.append(self._planned(name, fitting(wanted, shape)))
-        return Plan(tensors, self._file_bytes(tensors), sum(map(self._cost, tensors)))
+        return Plan(tensors, self._file_bytes(tensors), self._expected(sum(map(self._cost, tensors))))
 
     def _planned(self, name: str, type_name: str) -> PlannedTensor:
         """A tensor in a type that divides its rows."""
@@ -205,8 +227,12 @@ class Choices:
         known = self._known or measure(self._source, self._imatrix, self._progress)
         return known.errors
 
+    def _expected(self, loss: float) -> float:
+        """Predicted KLD of a plan that loses so much."""
+        return expected_kld(loss, self._followed, any("_exps." in name for name in self.shapes))
+
     def _cost(self, t: PlannedTensor) -> float:
-        """Predicted KLD of one tensor in its type."""
+        """What one tensor loses in its type: its share of the KLD, if no layer made up for another."""
         if t.name not in self._sensitivities:
             return 0.0  # it never loses bits
         return self._sensitivities[t.name] * self._error(t)

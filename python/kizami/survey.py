@@ -33,9 +33,6 @@ from kizami.verify import verification_windows
 
 # Rows sampled of a tensor at least, in SAMPLED of its matrices at most; of each a multiple of 16.
 ROWS = 96
-# What is left of the KLD when layers make up for what those before them lost (passage.py), which neither the
-# survey nor a probe sees: with all projections of small-deepseek in IQ1_S .76, in IQ2_XXS .81 (docs/log.md).
-LEFT = 0.78
 # The coarse type of probes.
 TYPICAL = "IQ2_XXS"
 
@@ -160,8 +157,7 @@ def first_pass(
     layers = feedback.layers(model, seen, done=done, stage="survey", cut=cut, progress=progress)
     found, rounded = survey(model.source, layers, imatrix, probed=probed, cut=cut, earlier=earlier)
     measured = probe(model, apart, rounded, found.distortions, found.sensitivities, progress, cut)
-    alone = {**found.sensitivities, **measured}
-    return Survey(imatrix, found.distortions, {name: LEFT * value for name, value in alone.items()})
+    return Survey(imatrix, found.distortions, {**found.sensitivities, **measured})
 
 
 def survey(
