@@ -4,7 +4,7 @@ All windows pass through one layer at a time (:func:`kizami.feedback.layers`). F
 its part of the imatrix and, on sampled rows, what the final rounding would do to the layer's outputs in
 every type. Small models then tell by probes what that does to the whole; of larger ones every layer's
 findings can be kept as they come, so that an interrupted pass is not lost. Knows how to measure; neither
-budgets nor files.
+budgets nor what is written.
 """
 
 from __future__ import annotations
